@@ -1,0 +1,42 @@
+// The command line: subcommands, options with Boost.Program_options (one translation unit), config files, and error
+// lines that name the nearest known option.
+#pragma once
+
+#include <iosfwd>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fedpdpo/fed/options.hpp"
+
+namespace fedpdpo {
+
+enum class Command { run, plan, partition, inspect, bench, help, version };
+
+struct BenchOptions {
+  std::string shape = "smollm2-135m";  ///< a named shape with random weights, or empty with --model
+  std::string tokens = "128/128/128";  ///< prompt/chosen/rejected
+  int pairs = 1;                       ///< a step
+  int repeats = 5;
+};
+
+struct CommandLine {
+  Command command = Command::help;
+  RunOptions run;
+  BenchOptions bench;
+  std::vector<std::string> inspect_paths;
+  std::string text;        ///< the command line as it was given, quoted for a shell
+  std::string help;        ///< what `help` prints: of the subcommand asked about, or in general
+};
+
+/// Parses argv[1..]. Order of precedence: command line, --config FILE (INI; section names are for the reader and do
+/// not matter), the method's defaults, RunOptions' defaults. InputError for every mistake: unknown option or subcommand
+/// (with the nearest known one), a value that does not parse or lies out of range (option, expected, found),
+/// contradictions between options. What follows from other options is filled in: the number of clients, checkpoint_dir,
+/// reference_cache, lambda = mu = 0 without a reward head, and an empty bench.shape where bench has --model.
+CommandLine parse_command_line(const std::vector<std::string>& arguments);
+
+/// The candidate with the least edit distance (Damerau-Levenshtein), empty if none is near.
+std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
+
+}  // namespace fedpdpo

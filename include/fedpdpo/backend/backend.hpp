@@ -1,0 +1,208 @@
+// Backend: the operations a packed decoder is made of, on one device. The public functions check shapes, strides and
+// dtypes once and call the private virtuals, which do the work: they write into given outputs, never allocate in the
+// steady state and never synchronise (but for the functions that return numbers to the host).
+//
+// Gradients: outputs named d_* are written as `Write` says. Per-client parameters of a cohort are `ClientMatrix`: the
+// same matrix for every member, at base + slot * stride.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "fedpdpo/backend/batch.hpp"
+#include "fedpdpo/backend/tensor.hpp"
+#include "fedpdpo/core/random.hpp"
+
+namespace fedpdpo {
+
+/// What an operation does with its output.
+enum class Write : std::uint8_t { overwrite, accumulate };
+
+enum class Activation : std::uint8_t { silu, gelu_tanh, gelu_erf };
+
+struct AttentionShape {
+  std::int32_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  float scale = 1;  ///< usually 1 / sqrt(head_dim)
+};
+
+/// A (rows, cols) fp32 matrix of every slot: element (i, j) of slot s is data[s * slot_stride + i * cols + j].
+struct ConstClientMatrix {
+  const float* data = nullptr;
+  std::int64_t rows = 0, cols = 0, slot_stride = 0;
+};
+struct ClientMatrix {
+  float* data = nullptr;
+  std::int64_t rows = 0, cols = 0, slot_stride = 0;
+  operator ConstClientMatrix() const { return {data, rows, cols, slot_stride}; }
+};
+
+enum class Multiply : std::uint8_t {
+  by_transpose,  ///< y = x P^T, P (cols of y, cols of x)
+  by_matrix,     ///< y = x P,   P (cols of x, cols of y)
+};
+
+enum class Rotation : std::uint8_t { forward, inverse };
+
+struct AdamW {
+  float learning_rate = 1e-3f;
+  float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
+  float weight_decay = 0;
+  std::int64_t step = 1;      ///< counts from 1; bias corrections 1 - beta^step
+  float gradient_scale = 1;   ///< multiplies the gradient first (clipping)
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// "cpu" or "cuda", and the device in words.
+  virtual std::string name() const = 0;
+  virtual std::string description() const = 0;
+
+  // --- memory
+  std::shared_ptr<void> allocate(std::size_t bytes) { return do_allocate(bytes); }
+  virtual void copy_to_device(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
+  void fill(View y, float value);
+  void copy(ConstView x, View y);                   ///< same shape; converts f32 <-> bf16
+
+  // --- rows of the residual stream
+  /// y[t] = table[tokens[t]] (+ position_table[positions[t]] where it has rows). tokens, positions (1, T) i32; table
+  /// (V, d) f32 or bf16; y (T, d).
+  void embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y);
+  /// y = x / sqrt(mean(x^2) + eps) * w; x, y (T, d), w (1, d).
+  void rms_norm(ConstView x, ConstView w, float eps, View y);
+  void rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+  /// y = (x - mean) / sqrt(var + eps) * w + b.
+  void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y);
+  void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+  /// y (+)= alpha x.
+  void axpy(float alpha, ConstView x, View y, Write mode);
+  /// y[i] = x[rows[i]]; rows (1, n) i32, x (T, d), y (n, d).
+  void gather_rows(ConstView x, ConstView rows, View y);
+  /// y[rows[i]] += x[i], in the order of i (rows may repeat: their sum is deterministic).
+  void scatter_add_rows(ConstView x, ConstView rows, View y);
+
+  // --- frozen linear maps: w (N, K) row-major f32 or bf16; accumulation in fp32
+  /// y (+)= x w^T (+ bias where it has columns); x (T, K), y (T, N). bias only with overwrite.
+  void linear(ConstView x, ConstView w, ConstView bias, View y, Write mode);
+  /// d_x (+)= d_y w.
+  void linear_backward(ConstView d_y, ConstView w, View d_x, Write mode);
+
+  // --- per-client maps, grouped by cohort member
+  /// For each member: y[rows] (+)= alpha x[rows] P^T or x[rows] P.
+  void grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
+                      ConstClientMatrix p, View y, Write mode);
+  /// For each member: d_P (+)= alpha d_y[rows]^T x[rows]; d_y (T, N), x (T, K), d_P (N, K). A member without rows
+  /// contributes zero (overwrite clears it).
+  void grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
+                     Write mode);
+  /// y[rows] += b of the member; b (1, N).
+  void grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y);
+  /// d_b (+)= column sums of d_y[rows].
+  void grouped_column_sum(std::span<const MemberRows> members, ConstView d_y, ClientMatrix d_b, Write mode);
+  /// z = (1 - g) * h + g * a, elementwise with the member's g (1, d).
+  void grouped_gate(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g, View z);
+  /// d_h (+)= (1 - g) d_z; d_a = g d_z; d_g (+)= column sums of (a - h) d_z.
+  void grouped_gate_backward(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,
+                             ConstView d_z, View d_h, Write d_h_mode, View d_a, ClientMatrix d_g, Write d_g_mode);
+
+  // --- attention
+  /// Rotates, in place, the first rotary_dim columns of each head of x (T, num_heads * head_dim), halves paired as in
+  /// GPT-NeoX and Llama: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). cos, sin (P, rotary_dim / 2) by position;
+  /// inverse rotates back (the backward of forward).
+  void rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction, View x);
+  /// qkv (T, (H + 2 H_kv) head_dim): queries, keys, values. out (T, H head_dim); lse (T, H) log-sum-exp of the scaled
+  /// scores. Query head h uses key head h / (H / H_kv).
+  void attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse);
+  /// d_qkv (overwritten) has qkv's shape.
+  void attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
+                          ConstView lse, ConstView d_out, View d_qkv);
+
+  // --- activations
+  /// y = act(gate) * up with x = [gate | up] (T, 2n), y (T, n).
+  void gated_activation(Activation kind, ConstView x, View y);
+  /// d_x (T, 2n) overwritten; may be x itself.
+  void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+  void activation(Activation kind, ConstView x, View y);
+  /// d_x overwritten; may be x or d_y itself.
+  void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+  /// y (+)= x * keep / (1 - p), keep drawn by Philox at (row, column) of the stream: the same call on a gradient is its
+  /// backward. Counter: {column / 4, first_row + row, id.step, id.client ^ (id.round << 16)} under philox_key(id.seed,
+  /// id.purpose); word column % 4 keeps where u32 >= p 2^32.
+  void dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode);
+
+  // --- language-model head
+  /// lse[i] = log sum_v exp(logits[i, v]); log_prob[i] = logits[i, targets[i]] - lse[i], from the same fp32 numbers.
+  void log_softmax(ConstView logits, ConstView targets, View log_prob, View lse);
+  /// In place: logits[i, v] becomes coefficient[i] (1[v = target] - exp(logits[i, v] - lse[i])), the gradient of
+  /// sum_i coefficient[i] log_prob[i].
+  void log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits);
+
+  // --- flat buffers
+  /// One sweep over n elements of all four; torch.optim.AdamW's update.
+  void adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment);
+  /// Sum of squares in double, summed in a fixed order (to the host: waits for the device).
+  double squared_norm(ConstView x);
+  /// Waits for all work given so far.
+  virtual void synchronize() = 0;
+
+ private:
+  virtual std::shared_ptr<void> do_allocate(std::size_t bytes) = 0;
+  virtual void do_fill(View y, float value) = 0;
+  virtual void do_copy(ConstView x, View y) = 0;
+  virtual void do_embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y) = 0;
+  virtual void do_rms_norm(ConstView x, ConstView w, float eps, View y) = 0;
+  virtual void do_rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
+  virtual void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) = 0;
+  virtual void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
+  virtual void do_axpy(float alpha, ConstView x, View y, Write mode) = 0;
+  virtual void do_gather_rows(ConstView x, ConstView rows, View y) = 0;
+  virtual void do_scatter_add_rows(ConstView x, ConstView rows, View y) = 0;
+  virtual void do_linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) = 0;
+  virtual void do_linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) = 0;
+  virtual void do_grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
+                                 ConstClientMatrix p, View y, Write mode) = 0;
+  virtual void do_grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x,
+                                ClientMatrix d_p, Write mode) = 0;
+  virtual void do_grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) = 0;
+  virtual void do_grouped_column_sum(std::span<const MemberRows> members, ConstView d_y, ClientMatrix d_b,
+                                     Write mode) = 0;
+  virtual void do_grouped_gate(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,
+                               View z) = 0;
+  virtual void do_grouped_gate_backward(std::span<const MemberRows> members, ConstView h, ConstView a,
+                                        ConstClientMatrix g, ConstView d_z, View d_h, Write d_h_mode, View d_a,
+                                        ClientMatrix d_g, Write d_g_mode) = 0;
+  virtual void do_rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
+                         View x) = 0;
+  virtual void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out,
+                            View lse) = 0;
+  virtual void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv,
+                                     ConstView out, ConstView lse, ConstView d_out, View d_qkv) = 0;
+  virtual void do_gated_activation(Activation kind, ConstView x, View y) = 0;
+  virtual void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) = 0;
+  virtual void do_activation(Activation kind, ConstView x, View y) = 0;
+  virtual void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) = 0;
+  virtual void do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) = 0;
+  virtual void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) = 0;
+  virtual void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) = 0;
+  virtual void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
+                        View second_moment) = 0;
+  virtual double do_squared_norm(ConstView x) = 0;
+};
+
+struct BackendOptions {
+  int num_threads = 1;
+};
+
+/// The CPU backend: own matrix products for fp32, oneDNN's for bf16 weights (converted activations, fp32 accumulation;
+/// where the processor has no bf16 products, weights are widened instead), and row kernels vectorised by Highway with
+/// run-time dispatch. Deterministic: the same call gives the same bits for any number of threads, and every row-wise
+/// operation, matrix products among them, gives a row the same bits in any batch. Used by one thread at a time.
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
+/// True where bf16 matrix products are faster than fp32 ones here.
+bool cpu_has_bf16();
+
+}  // namespace fedpdpo

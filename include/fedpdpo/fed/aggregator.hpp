@@ -1,0 +1,62 @@
+// Aggregation groups and the weighted average of their clients' shared parameters. A rank belongs to a group where it
+// hosts at least one of its clients; each group has a communicator of its own, and a rank can be in several.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fedpdpo/comm/communicator.hpp"
+#include "fedpdpo/data/placement.hpp"
+#include "fedpdpo/fed/method.hpp"
+#include "fedpdpo/fed/options.hpp"
+#include "fedpdpo/train/client_state.hpp"
+
+namespace fedpdpo {
+
+/// Group of every client; groups are numbered from 0.
+std::vector<int> group_of_clients(GroupKind kind, const Partition& partition);
+
+/// Clients of a group that take part in a round (1-based), drawn from (seed, round, group), at least one; ascending.
+std::vector<int> draw_participants(std::span<const int> clients, double participation, std::uint64_t seed, int round,
+                                   int group);
+
+/// One client's result of a round.
+struct Contribution {
+  int client = 0;
+  double weight = 0;                 ///< n_i, its train pairs
+  std::span<const float> values;     ///< y_i over the shared span, on the host
+  bool finite = true;                ///< false: left out
+};
+
+/// What a reduction did.
+struct Reduced {
+  int num_finite = 0;                ///< contributions counted, over all ranks
+  int num_left_out = 0;
+};
+
+/// The group on this rank.
+class AggregationGroup {
+ public:
+  /// Collective over `members`, the ranks that host its clients (this one among them).
+  AggregationGroup(const Communicator& world, int index, std::span<const int> members, std::vector<int> clients,
+                   std::vector<std::size_t> blocks, Reduction reduction);
+
+  int index() const { return index_; }
+  std::span<const int> clients() const { return clients_; }
+  const Communicator& communicator() const { return communicator_; }
+  /// sum p_i y_i over the finite contributions of all its ranks, p_i = n_i / sum n; collective over the group. With no
+  /// finite contribution `average` is left as it is.
+  Reduced average(std::span<Contribution> own, std::span<float> average) const;
+
+  ServerState server;
+
+ private:
+  int index_;
+  std::vector<int> clients_;
+  std::vector<std::size_t> blocks_;
+  Reduction reduction_;
+  Communicator communicator_;
+};
+
+}  // namespace fedpdpo

@@ -1,0 +1,52 @@
+// The clients that a rank hosts: their data with reference log-probabilities, their state, and moving that state to and
+// from checkpoints.
+#pragma once
+
+#include <vector>
+
+#include "fedpdpo/data/placement.hpp"
+#include "fedpdpo/fed/reference.hpp"
+#include "fedpdpo/fed/round_table.hpp"
+#include "fedpdpo/record/checkpoint.hpp"
+#include "fedpdpo/train/client_state.hpp"
+
+namespace fedpdpo {
+
+struct HostedClient {
+  ClientState state;
+  ClientData data;
+  std::vector<double> row;           ///< metrics of the round under way
+};
+
+class HostedClients {
+ public:
+  /// `clients`: numbers of the clients, ascending. Everybody starts at the layout's initial values.
+  HostedClients(Backend& backend, const ParameterLayout& layout, const Weights& weights, const Partition& partition,
+                const ReferenceLogProbs& reference, std::vector<int> clients, const RoundTable& table,
+                std::uint64_t seed);
+
+  std::vector<HostedClient>& all() { return clients_; }
+  std::span<const int> numbers() const { return numbers_; }
+  /// The hosted client of that number, or nullptr.
+  HostedClient* find(int client);
+  ClientBuffers& buffers() { return buffers_; }
+
+  /// Copies the shared span to and from the host.
+  void get_shared(const HostedClient& client, std::span<float> values) const;
+  void set_shared(const HostedClient& client, std::span<const float> values);
+
+  void save(CheckpointWriter& writer) const;
+  void load(const CheckpointReader& reader);
+
+ private:
+  Backend& backend_;
+  const ParameterLayout& layout_;
+  std::vector<int> numbers_;
+  std::vector<HostedClient> clients_;
+  ClientBuffers buffers_;
+};
+
+/// A client's pairs with the reference as the client sees it.
+ClientData client_data(const Partition& partition, int client, const ReferenceLogProbs& reference);
+
+}  // namespace fedpdpo

@@ -1,0 +1,67 @@
+// Everything that a run is told, resolved: the one structure that the command line fills and the federation reads.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fedpdpo/data/partition.hpp"
+#include "fedpdpo/model/adapter_options.hpp"
+#include "fedpdpo/train/losses.hpp"
+#include "fedpdpo/train/optimizer_options.hpp"
+
+namespace fedpdpo {
+
+enum class LocalSchedule : std::uint8_t { joint, alternate };
+enum class GroupKind : std::uint8_t { all, domain };
+enum class Reduction : std::uint8_t { exact, fast };
+enum class Precision : std::uint8_t { fp32, bf16 };
+enum class Resume : std::uint8_t { none, automatic };
+
+struct RunOptions {
+  // input
+  std::filesystem::path model;
+  std::vector<std::filesystem::path> data;
+  // federation
+  std::string method = "fedpdpo";
+  PartitionOptions partition;     // --clients, --alpha, --partition, --flip-clients, --min-train, --max-train, ..., --seed
+  int rounds = 20;
+  int steps = 4;                  ///< local steps per round
+  int batch = 8;                  ///< pairs per step
+  double participation = 1;       ///< <= 1: share of the clients; > 1: so many; drawn from (seed, round)
+  GroupKind groups = GroupKind::all;
+  Reduction reduce = Reduction::exact;
+  double prox_mu = 0.01;          ///< fedprox
+  int refit = 0;                  ///< private-only steps after averaging, before the `after` evaluation
+  // local training
+  AdapterOptions adapter;
+  LossOptions loss;
+  OptimizerOptions optimizer;
+  LocalSchedule schedule = LocalSchedule::joint;
+  double private_share = 0.5;     ///< alternate: share of the steps in the private phase
+  // execution
+  std::string device = "cpu";
+  Precision precision = Precision::fp32;
+  int threads = 1;
+  int cohort = 1;                 ///< clients trained in lock-step by a rank
+  int micro_rows = 1024;          ///< packed rows per forward and backward pass
+  // output
+  int eval_every = 1;
+  std::string eval_splits = "validation,test";
+  int checkpoint_every = 0;
+  std::filesystem::path checkpoint_dir;  ///< default: OUT without .h5, plus ".ckpt"
+  Resume resume = Resume::none;
+  std::filesystem::path reference_cache; ///< default: $FEDPDPO_CACHE, else $XDG_CACHE_HOME/fedpdpo, else ~/.cache/fedpdpo
+  std::filesystem::path out;
+  bool overwrite = false;
+
+  std::uint64_t seed() const { return partition.seed; }
+};
+
+/// Every option as text by its long name ("lr-shared" -> "0.001"): what run.h5 records. The numbers are written so that
+/// reading them gives the same value.
+std::map<std::string, std::string> describe(const RunOptions& options);
+
+}  // namespace fedpdpo

@@ -1,0 +1,110 @@
+// Decoder: the backbone's forward and backward pass over a packed batch of a cohort, LoRA included, written by hand once
+// for all families and backends. Weights are frozen: there are gradients of activations and of LoRA, nothing else.
+//
+//   h = norm(x_L),  x_{l+1} = x_l + attention(norm(x_l)) + mlp(norm(...)),  y = W0 x + s B (A x) at every LoRA site
+//
+// Layers below the lowest LoRA site have no backward pass and keep no activations.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fedpdpo/backend/backend.hpp"
+#include "fedpdpo/model/layout.hpp"
+#include "fedpdpo/model/weights.hpp"
+
+namespace fedpdpo {
+
+/// What the decoder reads of a packed batch (data/packing.hpp).
+struct BatchView {
+  std::span<const std::int32_t> tokens;     // (T)
+  std::span<const std::int32_t> positions;  // (T)
+  AttentionPlan attention;
+  std::span<const MemberRows> members;
+
+  std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()); }
+};
+
+/// Trainables of a cohort: slot s begins at values + s * slot_stride, in the layout's order.
+struct CohortParameters {
+  const float* values = nullptr;
+  std::int64_t slot_stride = 0;
+};
+
+/// Gradients in the same places; `write` says what the first writer of an element does.
+struct CohortGradients {
+  float* values = nullptr;
+  std::int64_t slot_stride = 0;
+  Write write = Write::accumulate;
+  std::array<bool, num_groups> wanted{};  ///< by Group; the others are neither computed nor touched
+
+  bool wants(Group group) const { return wanted[static_cast<std::size_t>(group)]; }
+};
+
+/// Dropout on the input of LoRA's A, one stream per member of the batch; p = 0 for none.
+struct LoraDropout {
+  float p = 0;
+  std::span<const StreamId> streams;
+  std::int64_t first_row = 0;  ///< rows of the same step that earlier micro-batches had
+};
+
+enum class Pass : std::uint8_t {
+  evaluate,  ///< keeps nothing
+  train,     ///< keeps what backward() needs
+};
+
+class Decoder {
+ public:
+  /// All arguments outlive the decoder.
+  Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout);
+
+  /// Final normed hidden states (T, d), valid until the next call. Buffers grow to the largest batch seen and are then
+  /// reused.
+  ConstView forward(const BatchView& batch, const CohortParameters& parameters, Pass pass,
+                    const LoraDropout& dropout = {});
+  /// After forward(..., Pass::train) of the same batch: takes d_h (T, d), which it overwrites, and writes the gradients of
+  /// the LoRA groups that are wanted.
+  void backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients,
+                View d_h, const LoraDropout& dropout = {});
+
+  /// Bytes that the buffers for batches of `rows` rows take.
+  std::size_t buffer_bytes(std::int64_t rows, Pass pass) const;
+
+ private:
+  struct LayerBuffers {
+    Tensor qkv, attention, lse, middle, up;   // (T, qkv), (T, H hd), (T, H), (T, d), (T, up)
+    std::array<Tensor, num_blocks> low_rank;  // (T, sites * r): A x of the block's sites
+  };
+  void reserve(std::int64_t rows, Pass pass);
+  std::size_t slot(std::int64_t layer) const;
+  void norm(ConstView x, ConstView w, ConstView b, View y);
+  void norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, Write mode);
+  void activate(ConstView up, View y);
+  void lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
+                    Block block, LayerBuffers& buffers, ConstView x, View y);
+  void lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
+                     const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View* d_x);
+  void apply_dropout(const BatchView& batch, const LoraDropout& dropout, int layer, Block block, ConstView x, View y,
+                     Write mode);
+  void linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer, Block block,
+              LayerBuffers& buffers, ConstView x, View y);
+  void linear_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
+                       const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View d_x);
+
+  Backend& backend_;
+  const ModelConfig& config_;
+  const Weights& weights_;
+  const ParameterLayout& layout_;
+  AttentionShape attention_shape_;
+
+  std::int64_t evaluate_rows_ = 0, train_rows_ = 0;  // capacity of the buffers
+  Tensor tokens_, positions_;                        // (1, T) i32
+  std::vector<Tensor> x_;                            // residual stream at the layers' inputs, (T, d)
+  std::vector<LayerBuffers> layers_;
+  Tensor normed_, activated_, hidden_;               // (T, d), (T, I), (T, d)
+  Tensor d_wide_, d_inner_, d_normed_, d_low_rank_, dropped_;
+};
+
+}  // namespace fedpdpo

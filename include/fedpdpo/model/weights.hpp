@@ -1,0 +1,68 @@
+// The frozen backbone: a HuggingFace folder's tensors, converted and fused into one block of memory (that the ranks of a
+// node may share), and views of it by part. Nothing here is ever written after loading.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fedpdpo/backend/backend.hpp"
+#include "fedpdpo/io/safetensors.hpp"
+#include "fedpdpo/model/config.hpp"
+
+namespace fedpdpo {
+
+/// A model folder, opened and checked: config.json, model.safetensors or its shards (model.safetensors.index.json), and
+/// the hash of tokenizer.json.
+class ModelFolder {
+ public:
+  /// InputError names the file and what is wrong with it.
+  explicit ModelFolder(const std::filesystem::path& folder);
+
+  const std::filesystem::path& path() const { return path_; }
+  const ModelConfig& config() const { return config_; }
+  const std::string& tokenizer_sha256() const { return tokenizer_sha256_; }
+  /// SHA-256 over config.json and all weight files: names what a reference log-probability depends on. Reads every byte.
+  std::string content_hash() const;
+  bool contains(const std::string& name) const { return location_.contains(name); }
+  const StoredTensor& tensor(const std::string& name) const;
+  /// File that holds the tensor (for error lines).
+  const std::filesystem::path& file_of(const std::string& name) const;
+
+ private:
+  std::filesystem::path path_;
+  ModelConfig config_;
+  std::string tokenizer_sha256_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, std::size_t> location_;
+};
+
+struct LayerWeights {
+  ConstView attention_norm, attention_norm_bias;  // (1, d)
+  ConstView mlp_norm, mlp_norm_bias;              // (1, d)
+  std::array<ConstView, num_blocks> weight;       // by Block: (N, K)
+  std::array<ConstView, num_blocks> bias;         // (1, N), empty where there is none
+};
+
+struct Weights {
+  ConstView embedding;           // (V, d)
+  ConstView position_embedding;  // (P, d) or empty
+  std::vector<LayerWeights> layers;
+  ConstView final_norm, final_norm_bias;
+  ConstView head;                // (V, d); the embedding where tied
+  ConstView cos, sin;            // (P, rotary_dim / 2) or empty
+};
+
+/// Bytes that the backbone takes with matrices in `dtype` (norms, biases and rotary tables are fp32).
+std::size_t weight_bytes(const ModelConfig& config, DType dtype);
+/// Views of the parts inside `memory` (weight_bytes of them, 64-byte aligned).
+Weights view_weights(const ModelConfig& config, DType dtype, std::byte* memory);
+/// Fills `memory` from the folder. InputError for a missing tensor, a wrong shape or a type that is not F32, BF16, F16.
+void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory);
+/// Fills `memory` with random weights of the config's shape (bench).
+void random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed, std::byte* memory);
+
+}  // namespace fedpdpo

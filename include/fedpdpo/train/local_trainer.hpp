@@ -1,0 +1,91 @@
+// LocalTrainer: the local steps of a cohort. A step draws each member's batch, packs the members' pairs into
+// micro-batches, runs the policy, and moves each member by AdamW with its own clipping and its own step counts: the
+// mathematics is that of training the members one after another.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "fedpdpo/train/client_state.hpp"
+#include "fedpdpo/train/losses.hpp"
+#include "fedpdpo/train/optimizer_options.hpp"
+#include "fedpdpo/train/policy.hpp"
+
+namespace fedpdpo {
+
+/// One run of local steps in which the listed groups are trained and all others are frozen.
+struct Phase {
+  int steps = 0;
+  std::vector<Group> trainable;
+};
+
+struct TrainerOptions {
+  LossOptions loss;
+  OptimizerOptions optimizer;
+  int batch = 8;
+  int micro_rows = 1024;
+  int num_rounds = 1;
+  std::uint64_t seed = 0;
+};
+
+/// A client in training.
+struct Member {
+  ClientState* state = nullptr;
+  const ClientData* data = nullptr;
+  std::span<const ClientPair> train;  ///< what batches are drawn from (usually data->of(Split::train))
+};
+
+class LocalTrainer {
+ public:
+  /// Called after a member's gradient is complete and before it is clipped.
+  using GradientHook = std::function<void(const Member& member, ConstView values, View gradient)>;
+
+  /// `gradient_slots`: 1 where members are trained one at a time, else the number of clients that the rank hosts.
+  LocalTrainer(Backend& backend, const PairSet& pairs, const ParameterLayout& layout, Policy& policy,
+               ClientBuffers& buffers, const TrainerOptions& options, int gradient_slots);
+
+  /// One local step of the members (one, unless there are several gradient slots), in a round (1-based; it keys the learning rate and dropout).
+  void step(std::span<const Member> members, int round, std::span<const Group> trainable, const GradientHook& hook);
+
+ private:
+  void draw_batch(const Member& member, std::vector<ClientPair>& batch);
+  void apply(const Member& member, int round, std::span<const Group> trainable, const GradientHook& hook);
+  View gradient(const ClientState& client) const;
+
+  Backend& backend_;
+  const PairSet& pairs_;
+  const ParameterLayout& layout_;
+  Policy& policy_;
+  ClientBuffers& buffers_;
+  TrainerOptions options_;
+  Tensor gradients_;                    // (gradient slots, size)
+  std::int64_t gradient_stride_ = 0;    // 0: one buffer, whoever is trained
+  struct EpochOrder {
+    std::int64_t epoch = -1;
+    std::vector<std::uint32_t> order;
+  };
+  std::map<int, EpochOrder> epochs_;    // by client: derived, never saved
+  PackedBatch packed_;
+  std::vector<std::vector<ClientPair>> batches_;
+  std::vector<std::vector<PairToPack>> to_pack_;
+  std::vector<PairScores> scores_;
+};
+
+/// Margins and losses of one client's pairs of one split, and their means.
+struct Evaluation {
+  std::vector<double> margin, margin_implicit, margin_explicit;  // by pair
+  double loss = 0, accuracy = 0, accuracy_implicit = 0, accuracy_explicit = 0;
+  double mean_margin = 0, mean_margin_implicit = 0, mean_margin_explicit = 0;
+  double log_prob_chosen = 0, log_prob_rejected = 0, kl_to_reference = 0;
+};
+
+/// Scores a list of pairs with a client's present model. A pair counts as right where its margin is positive, as half
+/// right where it is exactly 0. nullopt if `stop` became true on the way.
+std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
+                                   std::int32_t slot, const LossOptions& loss, std::span<const ClientPair> pairs,
+                                   int micro_rows, const std::function<bool()>& stop);
+
+}  // namespace fedpdpo

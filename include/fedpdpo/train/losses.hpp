@@ -1,0 +1,46 @@
+// Preference losses: pure host functions of a pair's sequence log-probabilities and rewards, with their derivatives.
+//
+//   m_i = beta [(log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l))]      implicit margin (DPO, Rafailov 2023)
+//   m_e = r(x, y_w) - r(x, y_l)                                                    explicit margin (FedPDPO)
+//   m   = m_i + lambda m_e
+// With a reward head every loss that is a function of the DPO margin takes m for it and gains - mu log sigmoid(m_e).
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace fedpdpo {
+
+struct LossOptions {
+  std::string kind = "dpo";      ///< a name of loss_names()
+  double beta = 0.1;
+  double lambda = 1;             ///< weight of the explicit margin; 0 without a reward head
+  double mu = 0.5;               ///< weight of the reward's own Bradley-Terry term; 0 without a reward head
+  double label_smoothing = 0.1;  ///< cdpo, robust: probability that a label is wrong
+  double simpo_gamma = 0.5;      ///< simpo: target margin over beta
+};
+
+/// What the model says of a pair: sums over response tokens, and rewards.
+struct PairScores {
+  double log_prob_chosen = 0, log_prob_rejected = 0;
+  double reference_chosen = 0, reference_rejected = 0;
+  double reward_chosen = 0, reward_rejected = 0;
+  int length_chosen = 1, length_rejected = 1;
+};
+
+struct PairLoss {
+  double loss = 0;
+  double margin = 0, margin_implicit = 0, margin_explicit = 0;  ///< for losses without a reference m_i has none
+  double d_log_prob_chosen = 0, d_log_prob_rejected = 0;
+  double d_reward_chosen = 0, d_reward_rejected = 0;
+};
+
+/// Names that LossOptions::kind may have.
+std::span<const std::string_view> loss_names();
+/// True for losses that use the reference's log-probabilities.
+bool loss_needs_reference(std::string_view kind);
+/// The loss of one pair, with derivatives. `kind` must be one of loss_names().
+PairLoss preference_loss(const LossOptions& options, const PairScores& scores);
+
+}  // namespace fedpdpo

@@ -1,0 +1,276 @@
+// The table of all options: name, help, the subcommands that have it, and where its value goes. Defaults are those of
+// RunOptions and BenchOptions; nothing here repeats them.
+#include <algorithm>
+#include <charconv>
+
+#include "command_line_parts.hpp"
+#include "fedpdpo/fed/registry.hpp"
+
+namespace fedpdpo {
+namespace {
+
+using enum Section;
+using Arity = OptionSpec::Arity;
+using Line = CommandLine;
+
+void set_participation(Line& line, const Given& given) {
+  const double value = real(given, any_positive);
+  if (value > 1 && value != static_cast<double>(static_cast<std::int64_t>(value))) {
+    throw given.error("a share in (0, 1] or a whole number of clients", given.value());
+  }
+  line.run.participation = value;
+}
+
+void set_data(Line& line, const Given& given) {
+  for (const std::string& value : given.values) {
+    if (std::find(line.run.data.begin(), line.run.data.end(), value) != line.run.data.end()) {
+      throw given.error("each file once", value + " twice");
+    }
+    line.run.data.emplace_back(value);
+  }
+}
+
+std::string comma_separated(const std::vector<std::string>& items) {
+  std::string text;
+  for (const std::string& item : items) text += (text.empty() ? "" : ",") + item;
+  return text;
+}
+
+void set_eval_splits(Line& line, const Given& given) {
+  const std::vector<std::string> items = list(given);
+  for (const std::string& item : items) {
+    position(Given{given.name, {item}, given.place}, {"train", "validation", "test"});
+  }
+  line.run.eval_splits = comma_separated(items);
+}
+
+void set_device(Line& line, const Given& given) {
+  const std::string& text = given.value();
+  const bool numbered = text.starts_with("cuda:") && text.size() > 5 && text.size() <= 8 &&
+                        text.find_first_not_of("0123456789", 5) == std::string::npos;
+  if (text != "cpu" && text != "cuda" && text != "auto" && !numbered) {
+    throw given.error("cpu, cuda, cuda:INDEX or auto", text + suggestion(text, {"cpu", "cuda", "auto"}));
+  }
+  line.run.device = text;
+}
+
+void set_loss(Line& line, const Given& given) {
+  const std::vector<std::string> names(loss_names().begin(), loss_names().end());
+  line.run.loss.kind = names[position(given, names)];
+}
+
+void set_bench_tokens(Line& line, const Given& given) {
+  std::string_view rest = given.value();
+  for (int part = 0; part < 3; ++part) {
+    int length = 0;
+    const auto [stop, failure] = std::from_chars(rest.data(), rest.data() + rest.size(), length);
+    const auto used = static_cast<std::size_t>(stop - rest.data());
+    const bool ends = used == rest.size();
+    if (failure != std::errc{} || length < 1 || (part < 2 ? ends || rest[used] != '/' : !ends)) {
+      throw given.error("PROMPT/CHOSEN/REJECTED, three integers >= 1", given.value());
+    }
+    rest.remove_prefix(ends ? used : used + 1);
+  }
+  line.bench.tokens = given.value();
+}
+
+// clang-format off
+std::vector<OptionSpec> make_table() {
+  return {
+      {"config", "FILE", "options from a file of `key = value` lines; the command line wins", input,
+       [](Line&, const Given&) {}},
+      {"model", "DIR", "HuggingFace model folder: config.json, *.safetensors, tokenizer.json", input,
+       [](Line& l, const Given& g) { l.run.model = g.value(); }},
+      {"data", "FILE...", "preference pairs made by data_prep/prepare.py, one file a domain", input, set_data,
+       Arity::several},
+
+      {"method", "NAME", "federated method, see below", federation,
+       [](Line& l, const Given& g) { l.run.method = method_names()[position(g, method_names())]; }},
+      {"clients", "N", "number of clients", federation,
+       [](Line& l, const Given& g) { l.run.partition.num_clients = integer(g, 1, 1'000'000); }, Arity::one,
+       "number of data files if several, else 10"},
+      {"partition", "KIND", "how pairs go to clients: dirichlet (skewed categories), iid, quantity (skewed sizes)",
+       federation,
+       [](Line& l, const Given& g) { l.run.partition.kind = choice(g, partition_kind_names); }},
+      {"alpha", "X", "concentration of the Dirichlet skew; smaller is more skewed", federation,
+       [](Line& l, const Given& g) { l.run.partition.alpha = real(g, any_positive); }},
+      {"flip-clients", "SHARE", "share of the clients whose preferences are swapped", federation,
+       [](Line& l, const Given& g) { l.run.partition.flip_clients = real(g, share); }},
+      {"min-train", "N", "least number of train pairs of a client", federation,
+       [](Line& l, const Given& g) { l.run.partition.min_train = unsigned_integer(g, 1); }},
+      {"max-train", "N", "keep at most N train pairs a client, 0: all", federation,
+       [](Line& l, const Given& g) { l.run.partition.max_train = unsigned_integer(g); }},
+      {"max-validation", "N", "keep at most N validation pairs a client, 0: all", federation,
+       [](Line& l, const Given& g) { l.run.partition.max_validation = unsigned_integer(g); }},
+      {"max-test", "N", "keep at most N test pairs a client, 0: all", federation,
+       [](Line& l, const Given& g) { l.run.partition.max_test = unsigned_integer(g); }},
+      {"seed", "N", "of everything that is drawn", federation,
+       [](Line& l, const Given& g) { l.run.partition.seed = unsigned_integer(g); }},
+      {"rounds", "N", "rounds of local training and averaging", federation,
+       [](Line& l, const Given& g) { l.run.rounds = integer(g, 0); }},
+      {"steps", "N", "local steps a round", federation, [](Line& l, const Given& g) { l.run.steps = integer(g, 1); }},
+      {"batch", "N", "pairs a step", federation, [](Line& l, const Given& g) { l.run.batch = integer(g, 1); }},
+      {"participation", "X", "clients sampled each round: a share up to 1 (all), or a number above 1", federation,
+       set_participation},
+      {"groups", "KIND", "whose updates are averaged together: all, or domain (one adapter a data file)", federation,
+       [](Line& l, const Given& g) { l.run.groups = choice(g, group_kind_names); }},
+      {"reduce", "KIND", "sum over ranks: exact (the same bits on any number of ranks) or fast", federation,
+       [](Line& l, const Given& g) { l.run.reduce = choice(g, reduction_names); }},
+      {"prox-mu", "X", "fedprox: weight of the proximal term", federation,
+       [](Line& l, const Given& g) { l.run.prox_mu = real(g, not_negative); }},
+      {"refit", "N", "private-only steps after averaging, before the evaluation", federation,
+       [](Line& l, const Given& g) { l.run.refit = integer(g, 0); }},
+
+      {"lora-rank", "R", "rank of the LoRA adapter, 0: none", modules,
+       [](Line& l, const Given& g) { l.run.adapter.lora_rank = integer(g, 0, 4096); }},
+      {"lora-alpha", "X", "the adapter's output is scaled by alpha / rank", modules,
+       [](Line& l, const Given& g) { l.run.adapter.lora_alpha = real(g, any_positive); }},
+      {"lora-targets", "LIST", "all-linear, or names separated by commas: q_proj,v_proj", modules,
+       [](Line& l, const Given& g) { l.run.adapter.lora_targets = comma_separated(list(g)); }},
+      {"lora-dropout", "P", "dropout on the adapter's input", modules,
+       [](Line& l, const Given& g) { l.run.adapter.lora_dropout = real(g, below_one); }},
+      {"lora-first-layer", "N", "layers below N carry no adapter and need no backward pass", modules,
+       [](Line& l, const Given& g) { l.run.adapter.lora_first_layer = integer(g, 0); }},
+      {"head", "KIND", "private LLM head: full (all weights), lowrank, frozen (none)", modules,
+       [](Line& l, const Given& g) { l.run.adapter.head = choice(g, head_kind_names); }},
+      {"head-rank", "R", "rank of --head lowrank", modules,
+       [](Line& l, const Given& g) { l.run.adapter.head_rank = integer(g, 1, 65536); }},
+      {"bottleneck", "M", "width of the private bottleneck adapter, 0: none", modules,
+       [](Line& l, const Given& g) { l.run.adapter.bottleneck = integer(g, 0, 65536); }},
+      {"bottleneck-kind", "KIND", "residual (added to the hidden state) or gated (mixed with it)", modules,
+       [](Line& l, const Given& g) { l.run.adapter.bottleneck_kind = choice(g, bottleneck_kind_names); }},
+      {"reward-head", "on|off", "private explicit reward head", modules,
+       [](Line& l, const Given& g) { l.run.adapter.reward_head = choice(g, switch_names); }},
+      {"reward-pool", "KIND", "what the reward reads: the last token of a response, or the mean of all", modules,
+       [](Line& l, const Given& g) { l.run.adapter.reward_pool = choice(g, reward_pool_names); }},
+      {"reward-gradient", "WHERE", "behind the reward head its gradient reaches: all, private modules, none", modules,
+       [](Line& l, const Given& g) { l.run.adapter.reward_gradient = choice(g, reward_gradient_names); }},
+
+      {"loss", "NAME", "preference loss", loss, set_loss},
+      {"beta", "X", "strength of the implicit reward", loss,
+       [](Line& l, const Given& g) { l.run.loss.beta = real(g, any_positive); }},
+      {"lambda", "X", "weight of the explicit margin beside the implicit one", loss,
+       [](Line& l, const Given& g) { l.run.loss.lambda = real(g, not_negative); }},
+      {"mu", "X", "weight of the reward head's own Bradley-Terry term", loss,
+       [](Line& l, const Given& g) { l.run.loss.mu = real(g, not_negative); }},
+      {"label-smoothing", "P", "cdpo, robust: probability that a label is wrong", loss,
+       [](Line& l, const Given& g) { l.run.loss.label_smoothing = real(g, below_half); }},
+      {"simpo-gamma", "X", "simpo: target margin over beta", loss,
+       [](Line& l, const Given& g) { l.run.loss.simpo_gamma = real(g, not_negative); }},
+
+      {"lr-shared", "X", "learning rate of LoRA", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.lr_shared = real(g, not_negative); }},
+      {"lr-private", "X", "learning rate of bottleneck, LLM head and reward head", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.lr_private = real(g, not_negative); }},
+      {"weight-decay", "X", "AdamW's decoupled decay", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.weight_decay = real(g, not_negative); }},
+      {"adam-beta1", "X", "decay of the first moment", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.beta1 = real(g, below_one); }},
+      {"adam-beta2", "X", "decay of the second moment", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.beta2 = real(g, below_one); }},
+      {"adam-epsilon", "X", "added to the root of the second moment", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.epsilon = real(g, any_positive); }},
+      {"clip", "X", "largest norm of a client's gradient, 0: no clipping", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.clip = real(g, not_negative); }},
+      {"lr-schedule", "KIND", "learning rates over the rounds: constant or cosine", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.schedule = choice(g, rate_schedule_names); }},
+      {"warmup-rounds", "N", "rounds of linear warm-up", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.warmup_rounds = integer(g, 0); }},
+      {"moments", "keep|reset", "Adam's moments from round to round", optimizer,
+       [](Line& l, const Given& g) { l.run.optimizer.moments = choice(g, moments_names); }},
+      {"schedule", "KIND", "joint (all trainables each step) or alternate (private ones first, then LoRA)", optimizer,
+       [](Line& l, const Given& g) { l.run.schedule = choice(g, local_schedule_names); }},
+      {"private-share", "SHARE", "alternate: share of the steps in the private phase", optimizer,
+       [](Line& l, const Given& g) { l.run.private_share = real(g, share); }},
+
+      {"device", "NAME", "cpu, cuda, cuda:INDEX or auto", execution, set_device},
+      {"precision", "KIND", "of the frozen weights: fp32, or bf16 with fp32 sums", execution,
+       [](Line& l, const Given& g) { l.run.precision = choice(g, precision_names); }},
+      {"threads", "N", "CPU threads a rank", execution,
+       [](Line& l, const Given& g) { l.run.threads = integer(g, 1, 4096); }},
+      {"cohort", "N", "clients that a rank trains in lock-step", execution,
+       [](Line& l, const Given& g) { l.run.cohort = integer(g, 1); }},
+      {"micro-rows", "N", "packed tokens a forward and backward pass", execution,
+       [](Line& l, const Given& g) { l.run.micro_rows = integer(g, 1); }},
+
+      {"out", "FILE.h5", "run file to write", output, [](Line& l, const Given& g) { l.run.out = g.value(); }},
+      {"overwrite", "", "replace an existing run file", output,
+       [](Line& l, const Given& g) { l.run.overwrite = choice(g, switch_names); }, Arity::none},
+      {"eval-every", "N", "rounds from evaluation to evaluation", output,
+       [](Line& l, const Given& g) { l.run.eval_every = integer(g, 1); }},
+      {"eval-splits", "LIST", "of train, validation and test", output, set_eval_splits},
+      {"checkpoint-every", "N", "rounds from checkpoint to checkpoint, 0: only when a signal stops the run", output,
+       [](Line& l, const Given& g) { l.run.checkpoint_every = integer(g, 0); }},
+      {"checkpoint-dir", "DIR", "folder of the checkpoints", output,
+       [](Line& l, const Given& g) { l.run.checkpoint_dir = g.value(); }, Arity::one, "OUT without .h5, plus .ckpt"},
+      {"resume", "auto|none", "auto: go on from the newest valid checkpoint if there is one", output,
+       [](Line& l, const Given& g) { l.run.resume = choice(g, resume_names); }},
+      {"reference-cache", "DIR", "log-probabilities of the reference, kept for other runs", output,
+       [](Line& l, const Given& g) { l.run.reference_cache = g.value(); }, Arity::one,
+       "$FEDPDPO_CACHE, else $XDG_CACHE_HOME/fedpdpo, else ~/.cache/fedpdpo"},
+
+      {"shape", "NAME", "a model shape with random weights, instead of --model", bench,
+       [](Line& l, const Given& g) { l.bench.shape = g.value(); }},
+      {"tokens", "P/C/R", "tokens of prompt, chosen and rejected response", bench, set_bench_tokens},
+      {"pairs", "N", "pairs a step", bench, [](Line& l, const Given& g) { l.bench.pairs = integer(g, 1); }},
+      {"repeats", "N", "timed repetitions", bench, [](Line& l, const Given& g) { l.bench.repeats = integer(g, 1); }},
+  };
+}
+// clang-format on
+
+}  // namespace
+
+const std::vector<OptionSpec>& option_table() {
+  static const std::vector<OptionSpec> table = make_table();
+  return table;
+}
+
+const OptionSpec* find_option(std::string_view name) {
+  const auto& table = option_table();
+  const auto found = std::find_if(table.begin(), table.end(), [&](const OptionSpec& o) { return o.name == name; });
+  return found == table.end() ? nullptr : &*found;
+}
+
+bool accepts(Command command, const OptionSpec& option) {
+  switch (command) {
+    case Command::run:
+    case Command::plan:
+    case Command::partition:
+      return option.section != bench;
+    case Command::bench:
+      return option.section == modules || option.section == loss || option.section == execution ||
+             option.section == bench || option.name == "config" || option.name == "model" || option.name == "method" ||
+             option.name == "seed";
+    default:
+      return false;
+  }
+}
+
+std::vector<std::string> option_names(Command command) {
+  std::vector<std::string> names;
+  for (const OptionSpec& option : option_table()) {
+    if (accepts(command, option)) names.push_back(option.name);
+  }
+  return names;
+}
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const MethodInfo& method : methods()) names.push_back(method.name);
+  return names;
+}
+
+const std::vector<CommandName>& command_names() {
+  static const std::vector<CommandName> names = {
+      {Command::run, "run", "simulate a federation and write its run file"},
+      {Command::plan, "plan", "say what a run would do: clients per rank, balance, memory, bytes, time"},
+      {Command::partition, "partition", "show which client gets how many pairs of which category"},
+      {Command::inspect, "inspect", "describe run files, pair files, model folders and checkpoints"},
+      {Command::bench, "bench", "measure a training step"},
+      {Command::help, "help", "this text, or `help SUBCOMMAND`"},
+      {Command::version, "version", "version and build"},
+  };
+  return names;
+}
+
+}  // namespace fedpdpo

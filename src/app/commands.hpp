@@ -1,0 +1,97 @@
+// The subcommands and what they share: input read and checked once, the backbone in the node's shared memory, the plan.
+#pragma once
+
+#include <iosfwd>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "fedpdpo/app/command_line.hpp"
+#include "fedpdpo/comm/communicator.hpp"
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/data/placement.hpp"
+#include "fedpdpo/fed/federation.hpp"
+#include "fedpdpo/fed/registry.hpp"
+
+namespace fedpdpo {
+
+int run_command(const Communicator& world, const CommandLine& line);
+int plan_command(const Communicator& world, const CommandLine& line);
+int partition_command(const Communicator& world, const CommandLine& line);
+int inspect_command(const Communicator& world, const CommandLine& line);
+int bench_command(const Communicator& world, const CommandLine& line);
+
+/// Runs `work` on every rank; if it throws InputError anywhere, the message of the lowest such rank is thrown on all.
+template <class Work>
+auto on_all_ranks(const Communicator& world, Work work) -> decltype(work());
+
+/// Model folder, pairs and partition of a run; the same on every rank.
+struct RunInput {
+  ModelFolder model;
+  PairSet pairs;
+  Partition partition;
+};
+
+RunInput read_input(const Communicator& world, const RunOptions& options);
+/// Pairs and partition where there is no model to check against.
+struct PartitionInput {
+  PairSet pairs;
+  Partition partition;
+};
+PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options);
+
+/// The backend that --device asks for. InputError where there is no such device.
+std::unique_ptr<Backend> make_backend(const RunOptions& options);
+DType weight_type(const RunOptions& options);
+
+/// The backbone, one copy a node.
+struct Backbone {
+  NodeBuffer memory;
+  Weights weights;
+};
+Backbone load_backbone(const Communicator& world, const ModelFolder& model, DType dtype);
+
+/// Work of a client in a round, in packed rows weighted by passes: what placement balances.
+std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method);
+
+/// Useful floating-point operations (multiplications and additions) of packed rows and targets.
+struct Operations {
+  double forward = 0, backward = 0;
+  double total() const { return forward + backward; }
+};
+/// `rows` packed rows, `targets` predicting rows, `attended` (query, key) pairs; counts the frozen maps, LoRA, attention
+/// and the head; weight gradients only where something is trained.
+Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, double rows, double targets,
+                            double attended);
+/// Operations of a batch.
+Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, const PackedBatch& batch);
+
+/// Measured rate of the backend's frozen products at the model's shapes, operations per second.
+double measure_product_rate(Backend& backend, const ModelConfig& config, const Weights& weights, std::int64_t rows,
+                            double seconds);
+
+/// What the run was made on: versions, hardware, placement.
+std::map<std::string, std::string> environment_facts(const Communicator& world, const Backend& backend,
+                                                     const RunOptions& options, const Placement& placement);
+std::string version_line();
+/// "1.2 GiB".
+std::string bytes_text(double bytes);
+
+template <class Work>
+auto on_all_ranks(const Communicator& world, Work work) -> decltype(work()) {
+  std::optional<decltype(work())> result;
+  std::string message;
+  std::int64_t failed = 0;
+  try {
+    result.emplace(work());
+  } catch (const InputError& error) {
+    message = error.what();
+    failed = world.size() - world.rank();
+  }
+  std::int64_t highest = failed;
+  world.max(std::span(&highest, 1));
+  if (highest > 0) throw InputError(world.broadcast(message, world.size() - static_cast<int>(highest)));
+  return std::move(*result);
+}
+
+}  // namespace fedpdpo

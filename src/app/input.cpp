@@ -1,0 +1,188 @@
+// Reading what a run is given, and the plan that follows from it.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+
+#include "commands.hpp"
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/log.hpp"
+
+namespace fedpdpo {
+
+PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options) {
+  return on_all_ranks(world, [&] {
+    PairSet pairs = read_pair_set(options.data);
+    Partition partition = make_partition(pairs, options.partition);
+    return PartitionInput{std::move(pairs), std::move(partition)};
+  });
+}
+
+RunInput read_input(const Communicator& world, const RunOptions& options) {
+  ModelFolder model = on_all_ranks(world, [&] { return ModelFolder(options.model); });
+  auto [pairs, partition] = read_pairs_and_partition(world, options);
+  on_all_ranks(world, [&] {
+    require_matching_tokenizer(pairs, model.tokenizer_sha256(), model.config().vocab_size, options.model);
+    for (const PairFile& file : pairs.files)
+      if (file.max_length > model.config().max_positions)
+        throw InputError(file.path.string(), "max_length",
+                         fmt::format("at most the model's {} positions", model.config().max_positions),
+                         fmt::format("{}", file.max_length));
+    return 0;
+  });
+  return {std::move(model), std::move(pairs), std::move(partition)};
+}
+
+DType weight_type(const RunOptions& options) { return options.precision == Precision::bf16 ? DType::bf16 : DType::f32; }
+
+std::unique_ptr<Backend> make_backend(const RunOptions& options) {
+  if (options.device != "cpu" && options.device != "auto")
+    throw InputError("", "--device", "cpu or auto: this build has no CUDA backend", options.device);
+  if (options.device == "auto") log_info("device auto: cpu (this build has no CUDA backend)");
+  if (options.precision == Precision::bf16 && !cpu_has_bf16())
+    log_warning("--precision bf16: this processor has no bf16 arithmetic; fp32 would be faster");
+  return make_cpu_backend({.num_threads = options.threads});
+}
+
+Backbone load_backbone(const Communicator& world, const ModelFolder& model, DType dtype) {
+  const Communicator node = world.node();
+  Backbone backbone{NodeBuffer(node, weight_bytes(model.config(), dtype)), {}};
+  on_all_ranks(world, [&] {
+    if (node.rank() == 0) load_weights(model, dtype, backbone.memory.bytes().data());
+    return 0;
+  });
+  backbone.memory.fence();
+  backbone.weights = view_weights(model.config(), dtype, backbone.memory.bytes().data());
+  return backbone;
+}
+
+std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method) {
+  const PackingOptions packing{options.adapter.reward_head, true};
+  const std::vector<Split> splits = parse_splits(options.eval_splits);
+  const int points = method.shared_groups().empty() && options.refit == 0 ? 1 : 2;
+  std::vector<double> costs;
+  double pool_rows = 0, pool_pairs = 0;
+  for (const ClientShare& client : input.partition.clients) {
+    std::array<double, 3> rows{};
+    for (std::size_t s = 0; s < rows.size(); ++s)
+      for (PairId id : client.pairs[s]) rows[s] += packed_rows(input.pairs.files[id.file], id.index, packing);
+    const auto train_pairs = static_cast<double>(client.pairs[0].size());
+    pool_rows += rows[0];
+    pool_pairs += train_pairs;
+    // A train row costs a forward and a backward pass of about the same size.
+    double cost = train_pairs > 0 ? 2 * options.steps * options.batch * rows[0] / train_pairs : 0;
+    if (method.data_scope() == DataScope::pooled) cost = 0;
+    for (Split split : splits)
+      cost += points * rows[static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
+    costs.push_back(cost);
+  }
+  if (method.data_scope() == DataScope::pooled && pool_pairs > 0)
+    costs[0] += 2.0 * options.steps * options.batch * static_cast<double>(costs.size()) * pool_rows / pool_pairs;
+  return costs;
+}
+
+Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, double rows, double targets,
+                            double attended) {
+  const auto d = static_cast<double>(config.hidden_size), v = static_cast<double>(config.vocab_size);
+  const auto layers = static_cast<double>(config.num_layers);
+  const bool through_backbone = layout.has(Group::lora_a) || layout.has(Group::lora_b);
+  double lora = 0;
+  for (const Parameter& p : layout.parameters())
+    if (p.group == Group::lora_a || p.group == Group::lora_b) lora += static_cast<double>(p.rows * p.cols);
+  const double attention = 4 * attended * static_cast<double>(config.num_heads * config.head_dim) * layers;
+  const double head = 2 * targets * v * d;
+  const double bottleneck = 4.0 * rows * layout.options().bottleneck * d;
+  Operations count;
+  count.forward = 2 * rows * (static_cast<double>(config.layer_parameters()) + lora) + attention + head + bottleneck;
+  if (through_backbone)
+    count.backward += 2 * rows * static_cast<double>(config.layer_parameters()) + 4 * rows * lora + 2 * attention;
+  count.backward += head + 2 * bottleneck;
+  if (layout.options().head == HeadKind::full) count.backward += head;
+  if (layout.options().head == HeadKind::lowrank) {
+    const double low_rank = 2 * targets * (v + d) * layout.options().head_rank;
+    count.forward += low_rank;
+    count.backward += 2 * low_rank;
+  }
+  return count;
+}
+
+Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, const PackedBatch& batch) {
+  double attended = 0;
+  for (const Segment& s : batch.segments) {
+    const double n = s.end - s.begin;
+    attended += n * (s.context_end - s.context_begin) + n * (n + 1) / 2;
+  }
+  return count_operations(config, layout, batch.num_rows(), batch.num_targets(), attended);
+}
+
+double measure_product_rate(Backend& backend, const ModelConfig& config, const Weights& weights, std::int64_t rows,
+                            double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const std::int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim});
+  Tensor x(backend, rows, widest), y(backend, rows, std::max(config.up_width(), config.qkv_width()));
+  std::vector<float> numbers(static_cast<std::size_t>(rows * widest));
+  RandomStream stream({1, Purpose::bench, 0, 0, 1});
+  for (float& value : numbers) value = static_cast<float>(stream.uniform() - 0.5);
+  backend.copy_to_device(x.view().data, numbers.data(), numbers.size() * sizeof(float));
+  const LayerWeights& layer = weights.layers.front();
+  const auto sweep = [&] {
+    double operations = 0;
+    for (int b = 0; b < num_blocks; ++b) {
+      const auto [n, k] = config.block_shape(static_cast<Block>(b));
+      View in{x.view().data, rows, k, k, DType::f32}, out{y.view().data, rows, n, n, DType::f32};
+      backend.linear(in, layer.weight[static_cast<std::size_t>(b)], {}, out, Write::overwrite);
+      operations += 2.0 * static_cast<double>(rows * n * k);
+    }
+    backend.synchronize();
+    return operations;
+  };
+  sweep();
+  double operations = 0;
+  const auto start = Clock::now();
+  double passed = 0;
+  while (passed < seconds) {
+    operations += sweep();
+    passed = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return operations / passed;
+}
+
+std::map<std::string, std::string> environment_facts(const Communicator& world, const Backend& backend,
+                                                     const RunOptions& options, const Placement& placement) {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  char started[32] = "";
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  std::strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", &utc);
+  std::string ranks;
+  for (int rank : placement.rank_of_client) ranks += (ranks.empty() ? "" : " ") + std::to_string(rank);
+  return {{"program_version", FEDPDPO_VERSION},
+          {"git_hash", FEDPDPO_GIT_HASH},
+          {"hostname", host},
+          {"num_ranks", std::to_string(world.size())},
+          {"ranks_on_first_node", std::to_string(world.node().size())},
+          {"threads", std::to_string(options.threads)},
+          {"device", backend.name()},
+          {"device_description", backend.description()},
+          {"mpi", MpiSession::library_version()},
+          {"compiler", __VERSION__},
+          {"started", started},
+          {"client_ranks", ranks},
+          {"placement_imbalance", fmt::format("{:.4f}", placement.imbalance())}};
+}
+
+std::string version_line() { return fmt::format("fedpdpo {} ({})", FEDPDPO_VERSION, FEDPDPO_GIT_HASH); }
+
+std::string bytes_text(double bytes) {
+  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  std::size_t unit = 0;
+  while (bytes >= 1024 && unit + 1 < std::size(units)) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,96 @@
+// fedpdpo inspect: what a file or folder of ours or HuggingFace's holds, in a few lines.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "commands.hpp"
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/io/hdf5.hpp"
+#include "fedpdpo/io/json.hpp"
+
+namespace fedpdpo {
+namespace {
+
+void inspect_model(const std::filesystem::path& path) {
+  const ModelFolder model(path);
+  const ModelConfig& c = model.config();
+  fmt::print("{}: model, family {}\n", path.string(), c.family);
+  fmt::print("  {} layers, hidden {}, heads {} on {} key-value heads of {}, intermediate {}, vocabulary {}, positions {}\n",
+             c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size, c.vocab_size,
+             c.max_positions);
+  fmt::print("  {:.2f} M parameters in layers, {:.2f} M in the embedding, head {}\n",
+             static_cast<double>(c.layer_parameters()) / 1e6,
+             static_cast<double>(c.vocab_size * c.hidden_size) / 1e6, c.tied_head ? "tied" : "its own");
+  fmt::print("  tokenizer sha256 {}\n  content sha256 {}\n", model.tokenizer_sha256(), model.content_hash());
+}
+
+void inspect_pairs(const std::filesystem::path& path) {
+  const PairFile pairs = read_pair_file(path);
+  std::array<std::size_t, 3> splits{};
+  std::vector<std::size_t> labels(pairs.label_names.size());
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    ++splits[static_cast<std::size_t>(pairs.split[i])];
+    ++labels[static_cast<std::size_t>(pairs.label[i])];
+  }
+  fmt::print("{}: preference pairs of domain {}{}\n", path.string(), pairs.domain,
+             pairs.synthetic ? " (synthetic)" : "");
+  fmt::print("  {} pairs: train {}, validation {}, test {}; at most {} tokens; {} prompt, {} chosen, {} rejected tokens\n",
+             pairs.size(), splits[0], splits[1], splits[2], pairs.max_length, pairs.prompt.tokens.size(),
+             pairs.chosen.tokens.size(), pairs.rejected.tokens.size());
+  fmt::print("  tokenizer {} ({}), vocabulary {}; source {}, licence {}\n", pairs.tokenizer_name,
+             pairs.tokenizer_sha256.substr(0, 12), pairs.vocab_size, pairs.source, pairs.license);
+  for (std::size_t l = 0; l < labels.size(); ++l) fmt::print("  {:>7}  {}\n", labels[l], pairs.label_names[l]);
+}
+
+void inspect_run(const std::filesystem::path& path, const Hdf5Reader& file) {
+  const auto config = [&](const char* name) { return file.attribute<std::string>("/config", name).value_or("?"); };
+  fmt::print("{}: run, {}\n", path.string(), file.attribute<std::string>("/", "status").value_or("?"));
+  fmt::print("  method {}, {} clients, {} rounds, partition {} alpha {}, flipped {}, seed {}\n", config("method"),
+             config("clients"), config("rounds"), config("partition"), config("alpha"), config("flip-clients"),
+             config("seed"));
+  fmt::print("  {}\n", config("command_line"));
+  for (const char* split : split_names) {
+    const std::string name = std::string("/rounds/") + split + "/after/accuracy";
+    if (!file.exists(name)) continue;
+    const std::vector<double> accuracy = file.read<double>(name);
+    std::size_t last = accuracy.size();
+    while (last > 0 && std::isnan(accuracy[last - 1])) --last;
+    if (last > 0)
+      fmt::print("  {} accuracy {:.4f} at the start, {:.4f} after round {}\n", split, accuracy[0], accuracy[last - 1],
+                 last - 1);
+  }
+}
+
+void inspect_checkpoint(const std::filesystem::path& path) {
+  const nlohmann::json manifest = read_json(path / "manifest.json");
+  fmt::print("{}: checkpoint\n", path.string());
+  for (const auto& [name, value] : manifest.at("facts").items())
+    fmt::print("  {} = {}\n", name, value.is_string() ? value.get<std::string>() : value.dump());
+  for (const auto& file : manifest.at("files"))
+    fmt::print("  {:>12}  {}\n", bytes_text(file.at("size").get<double>()), file.at("name").get<std::string>());
+}
+
+void inspect(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) throw InputError(path.string(), "", "a file or folder", "nothing of that name");
+  if (std::filesystem::is_directory(path)) {
+    if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
+    if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
+    throw InputError(path.string(), "", "a model folder (config.json) or a checkpoint (manifest.json)", "neither");
+  }
+  const Hdf5Reader file(path);
+  const std::string format = file.attribute<std::string>("/", "format").value_or("none");
+  if (format == "fedpdpo-pairs") return inspect_pairs(path);
+  if (format == "fedpdpo-run") return inspect_run(path, file);
+  throw InputError(path.string(), "format", "fedpdpo-pairs or fedpdpo-run", format);
+}
+
+}  // namespace
+
+int inspect_command(const Communicator& world, const CommandLine& line) {
+  if (world.rank() != 0) return 0;
+  for (const std::string& path : line.inspect_paths) inspect(path);
+  return 0;
+}
+
+}  // namespace fedpdpo

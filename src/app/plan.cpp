@@ -1,0 +1,126 @@
+// fedpdpo plan and fedpdpo partition: what a run would do, and who would own what, without doing it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "commands.hpp"
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo {
+namespace {
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+/// (query, key) pairs, targets and rows of a typical pair.
+struct TypicalPair {
+  double rows = 0, targets = 0, attended = 0;
+};
+
+TypicalPair typical_pair(const RunInput& input, const PackingOptions& packing) {
+  std::vector<double> rows, targets, attended;
+  PackedBatch batch;
+  for (const ClientShare& client : input.partition.clients) {
+    for (std::size_t i = 0; i < std::min<std::size_t>(64, client.pairs[0].size()); ++i) {
+      const PairToPack one{client.pairs[0][i], false};
+      const MemberPairs member{0, std::span(&one, 1)};
+      pack(input.pairs, std::span(&member, 1), packing, batch);
+      rows.push_back(batch.num_rows());
+      targets.push_back(batch.num_targets());
+      double sum = 0;
+      for (const Segment& s : batch.segments)
+        sum += (s.end - s.begin) * (s.context_end - s.context_begin + (s.end - s.begin + 1) / 2.0);
+      attended.push_back(sum);
+    }
+  }
+  return {median(rows), median(targets), median(attended)};
+}
+
+}  // namespace
+
+int plan_command(const Communicator& world, const CommandLine& line) {
+  const RunOptions& o = line.run;
+  const RunInput input = read_input(world, o);
+  const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
+  const ModelConfig& config = input.model.config();
+  const std::unique_ptr<Backend> backend = make_backend(o);
+  const Backbone backbone = load_backbone(world, input.model, weight_type(o));
+  const ParameterLayout layout(config, o.adapter, method->shared_groups());
+  const std::vector<double> costs = client_costs(input, o, *method);
+  const Placement placement = place_clients(costs, world.size());
+  Policy policy(*backend, config, backbone.weights, layout);
+  const double rate = measure_product_rate(*backend, config, backbone.weights, 256, 0.2);
+  if (world.rank() != 0) return 0;
+
+  const TypicalPair pair = typical_pair(input, policy.packing());
+  const Operations per_pair = count_operations(config, layout, pair.rows, pair.targets, pair.attended);
+  std::size_t most_clients = 0;
+  for (int rank = 0; rank < world.size(); ++rank)
+    most_clients = std::max(most_clients, placement.clients_of(rank).size());
+  const double state = 3.0 * 4 * static_cast<double>(layout.size());
+  const double buffers = static_cast<double>(policy.buffer_bytes(o.micro_rows, Pass::train));
+  const double gradient = 4.0 * static_cast<double>(layout.size());
+  const double slowest = *std::max_element(placement.rank_cost.begin(), placement.rank_cost.end());
+  const double seconds = slowest / pair.rows * (per_pair.total() / 2) / rate;
+  fmt::print("{}: {} clients, {} rounds of {} steps of {} pairs, on {} rank{}\n", o.method,
+             input.partition.clients.size(), o.rounds, o.steps, o.batch, world.size(), world.size() == 1 ? "" : "s");
+  fmt::print("model         {} ({} layers, d {}, vocabulary {}), {:.1f} M frozen parameters, {} a node as {}\n",
+             o.model.filename().string(), config.num_layers, config.hidden_size, config.vocab_size,
+             static_cast<double>(config.layer_parameters() + config.vocab_size * config.hidden_size) / 1e6,
+             bytes_text(static_cast<double>(backbone.memory.bytes().size())),
+             o.precision == Precision::bf16 ? "bf16" : "fp32");
+  fmt::print("trainables    {:.3f} M a client ({:.3f} M shared), {} with Adam's moments\n",
+             static_cast<double>(layout.size()) / 1e6, static_cast<double>(layout.shared_size()) / 1e6,
+             bytes_text(state));
+  fmt::print("memory        {} on the fullest rank: {} clients {}, activations for {} rows {}, gradient {}\n",
+             bytes_text(state * static_cast<double>(most_clients) + buffers + gradient), most_clients,
+             bytes_text(state * static_cast<double>(most_clients)), o.micro_rows, bytes_text(buffers),
+             bytes_text(gradient));
+  fmt::print("exchange      {} up and {} down per client and round\n",
+             bytes_text(4.0 * static_cast<double>(layout.shared_size())),
+             bytes_text(4.0 * static_cast<double>(layout.shared_size())));
+  fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n", pair.rows,
+             pair.targets, per_pair.total() / 1e9);
+  fmt::print("time          about {:.1f} s a round at the {:.0f} GFLOP/s measured now on a rank, {:.0f} s in all, "
+             "without the reference pass\n", seconds, rate / 1e9, seconds * o.rounds);
+  fmt::print("balance       imbalance {:.3f} (slowest rank over the mean)\n", placement.imbalance());
+  for (int rank = 0; rank < world.size(); ++rank) {
+    std::string names;
+    for (int client : placement.clients_of(rank)) names += fmt::format(" {}", client);
+    const double share = placement.rank_cost[static_cast<std::size_t>(rank)] /
+                         std::max(1e-300, std::accumulate(costs.begin(), costs.end(), 0.0));
+    fmt::print("  rank {:<3} {:5.1f} % of the work, clients{}\n", rank, 100 * share, names);
+  }
+  return 0;
+}
+
+int partition_command(const Communicator& world, const CommandLine& line) {
+  const PartitionInput input = read_pairs_and_partition(world, line.run);
+  if (world.rank() != 0) return 0;
+  const std::vector<std::int64_t> histogram = input.partition.label_histogram(input.pairs);
+  const std::size_t labels = input.pairs.label_names.size();
+  fmt::print("{:<24} {:>7} {:>10} {:>6}  {:<8} categories (share of its train pairs)\n", "client", "train", "validation",
+             "test", "flipped");
+  for (std::size_t c = 0; c < input.partition.clients.size(); ++c) {
+    const ClientShare& client = input.partition.clients[c];
+    std::vector<std::pair<std::int64_t, std::size_t>> counts;
+    for (std::size_t l = 0; l < labels; ++l) counts.push_back({histogram[(c * 3 + 0) * labels + l], l});
+    std::sort(counts.begin(), counts.end(), [](const auto& a, const auto& b) {
+      return a.first != b.first ? a.first > b.first : a.second < b.second;
+    });
+    std::string top;
+    for (std::size_t i = 0; i < std::min<std::size_t>(4, counts.size()) && counts[i].first > 0; ++i)
+      top += fmt::format("{}{} {:.0f} %", i ? ", " : "", input.pairs.label_names[counts[i].second],
+                         100.0 * static_cast<double>(counts[i].first) / static_cast<double>(client.pairs[0].size()));
+    fmt::print("{:<24} {:>7} {:>10} {:>6}  {:<8} {}\n", client.name, client.pairs[0].size(), client.pairs[1].size(),
+               client.pairs[2].size(), client.flipped ? "yes" : "no", top);
+  }
+  if (input.partition.num_redraws > 0) fmt::print("redrawn {} times for the least sizes\n", input.partition.num_redraws);
+  return 0;
+}
+
+}  // namespace fedpdpo

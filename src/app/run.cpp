@@ -1,0 +1,62 @@
+// fedpdpo run.
+#include <fmt/format.h>
+
+#include "commands.hpp"
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/log.hpp"
+#include "fedpdpo/fed/stop_signal.hpp"
+#include "fedpdpo/io/file.hpp"
+
+namespace fedpdpo {
+namespace {
+
+void require_output(const RunOptions& options) {
+  if (std::filesystem::exists(options.out) && !options.overwrite)
+    throw InputError(options.out.string(), "--out", "a file that does not exist (or --overwrite)", "an existing one");
+  require_writable(options.out, "--out");
+}
+
+}  // namespace
+
+int run_command(const Communicator& world, const CommandLine& line) {
+  const RunOptions& options = line.run;
+  watch_stop_signals();
+  on_all_ranks(world, [&] {
+    if (world.rank() == 0) require_output(options);
+    return 0;
+  });
+  RunInput input = read_input(world, options);
+  const MethodInfo& info = *find_method(options.method);
+  const std::unique_ptr<FederatedMethod> method = info.make(options);
+  const std::unique_ptr<Backend> backend = make_backend(options);
+  const Backbone backbone = load_backbone(world, input.model, weight_type(options));
+  const Placement placement = place_clients(client_costs(input, options, *method), world.size());
+  log_info(fmt::format("{}: {} clients on {} rank{}, predicted imbalance {:.2f}; {} on {}", options.method,
+                       input.partition.clients.size(), world.size(), world.size() == 1 ? "" : "s",
+                       placement.imbalance(), options.model.filename().string(), backend->description()));
+
+  ReferenceRequest request{{}, backend->name() + (options.precision == Precision::bf16 ? "-bf16" : "-fp32"),
+                           options.reference_cache};
+  if (world.rank() == 0) request.model_hash = input.model.content_hash();
+  ReferenceReport report;
+  const ReferenceLogProbs reference = reference_log_probs(world, *backend, input.model.config(), backbone.weights,
+                                                          input.pairs, input.partition, request, report);
+  log_info(fmt::format("reference log-probabilities: {} pairs computed, {} in the cache or not needed, {:.1f} s",
+                       report.num_computed, report.num_reused, report.seconds));
+
+  std::unique_ptr<RunFile> run_file;
+  if (world.rank() == 0) {
+    run_file = std::make_unique<RunFile>(options.out);
+    run_file->write_config(describe(options), line.text);
+    run_file->write_partition(input.pairs, input.partition);
+  }
+  const auto facts = environment_facts(world, *backend, options, placement);
+  if (run_file) run_file->write_environment(facts);
+  Federation federation({world, *backend, input.model.config(), backbone.weights, input.pairs, input.partition,
+                         placement, reference, options, *method});
+  federation.run(run_file.get());
+  log_info("wrote " + options.out.string());
+  return 0;
+}
+
+}  // namespace fedpdpo

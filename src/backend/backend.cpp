@@ -1,0 +1,320 @@
+// The checked public operations: every shape, stride and dtype is looked at once here, so that kernels need not; a
+// violation is a bug of the caller and throws. Operations over nothing return at once.
+#include "fedpdpo/backend/backend.hpp"
+
+#include <source_location>
+
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo {
+namespace {
+
+/// Checks of one operation, named in every message.
+class Contract {
+ public:
+  explicit Contract(const char* operation, std::source_location where = std::source_location::current())
+      : operation_(operation), where_(where) {}
+
+  const Contract& require(bool condition, const char* what) const {
+    if (!condition) [[unlikely]]
+      fail(what);
+    return *this;
+  }
+  /// A readable matrix of this dtype.
+  const Contract& matrix(ConstView x, const char* name, DType dtype = DType::f32) const {
+    if (x.dtype != dtype) [[unlikely]]
+      fail(std::string(name) + ": expected " + dtype_name(dtype) + ", found " + dtype_name(x.dtype));
+    return layout(x, name);
+  }
+  const Contract& matrix(ConstView x, const char* name, std::int64_t rows, std::int64_t cols,
+                         DType dtype = DType::f32) const {
+    matrix(x, name, dtype);
+    if (x.rows != rows || x.cols != cols) [[unlikely]] {
+      fail(std::string(name) + ": expected " + shape_text(rows, cols) + ", found " + shape_text(x.rows, x.cols));
+    }
+    return *this;
+  }
+  /// f32 or bf16.
+  const Contract& weights(ConstView w, const char* name) const {
+    require(w.dtype == DType::f32 || w.dtype == DType::bf16, "weights are f32 or bf16");
+    return layout(w, name);
+  }
+  const Contract& layout(ConstView x, const char* name) const {
+    if (x.rows < 0 || x.cols < 0 || (x.rows > 1 && x.stride < x.cols) || (x.data == nullptr && x.size() > 0))
+        [[unlikely]] {
+      fail(std::string(name) + ": not a matrix (negative size, stride below the columns, or no memory)");
+    }
+    return *this;
+  }
+  /// Rows in order, disjoint, within `rows`.
+  const Contract& members(std::span<const MemberRows> members, std::int64_t rows) const {
+    std::int32_t last = 0;
+    for (const MemberRows& member : members) {
+      require(member.begin >= last && member.end >= member.begin && member.end <= rows && member.slot >= 0,
+              "members: rows in order, disjoint and within the matrix");
+      last = member.end;
+    }
+    return *this;
+  }
+  const Contract& client(ConstClientMatrix p, const char* name, std::int64_t rows, std::int64_t cols) const {
+    if (p.rows != rows || p.cols != cols) [[unlikely]] {
+      fail(std::string(name) + ": expected " + shape_text(rows, cols) + ", found " + shape_text(p.rows, p.cols));
+    }
+    return require(p.data != nullptr || rows * cols == 0, "client matrix without memory");
+  }
+  const Contract& attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv) const {
+    require(shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
+                shape.num_heads > 0,
+            "heads: a positive multiple of the kv heads");
+    matrix(qkv, "qkv", qkv.rows, std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim);
+    require(!plan.group_offsets.empty() && plan.group_offsets.front() == 0 &&
+                plan.group_offsets.back() == static_cast<std::int32_t>(plan.segments.size()),
+            "plan: group offsets run from 0 to the number of segments");
+    std::int64_t row = 0;
+    for (std::size_t g = 0; g + 1 < plan.group_offsets.size(); ++g) {
+      require(plan.group_offsets[g] <= plan.group_offsets[g + 1], "plan: group offsets ascend");
+      const std::int64_t first = row;
+      for (std::int32_t s = plan.group_offsets[g]; s < plan.group_offsets[g + 1]; ++s) {
+        const Segment& segment = plan.segments[s];
+        require(segment.begin == row && segment.end >= segment.begin, "plan: segments follow one another");
+        require(segment.context_begin <= segment.context_end, "plan: context of negative length");
+        require(segment.context_begin == segment.context_end ||
+                    (segment.context_begin >= first && segment.context_end <= segment.begin),
+                "plan: context lies before its segment, within the group");
+        row = segment.end;
+      }
+    }
+    return require(row == qkv.rows, "plan: segments cover all rows");
+  }
+
+ private:
+  static std::string shape_text(std::int64_t rows, std::int64_t cols) {
+    return std::string(1, '(').append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append(")");
+  }
+  [[noreturn]] void fail(const std::string& what) const { contract_violation(operation_, what, where_); }
+
+  const char* operation_;
+  std::source_location where_;
+};
+
+}  // namespace
+
+void Backend::fill(View y, float value) {
+  Contract("fill").matrix(y, "y");
+  if (y.size() > 0) do_fill(y, value);
+}
+
+void Backend::copy(ConstView x, View y) {
+  const Contract contract("copy");
+  contract.layout(x, "x").layout(y, "y").require(x.rows == y.rows && x.cols == y.cols, "x and y of one shape");
+  contract.require(x.dtype == y.dtype || (x.dtype != DType::i32 && y.dtype != DType::i32),
+                   "integers are not converted");
+  if (x.size() > 0) do_copy(x, y);
+}
+
+void Backend::embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y) {
+  const Contract contract("embed");
+  contract.matrix(tokens, "tokens", 1, y.rows, DType::i32).weights(table, "table").matrix(y, "y");
+  contract.require(table.cols == y.cols, "table and y of one width");
+  if (position_table.rows > 0) {
+    contract.matrix(positions, "positions", 1, y.rows, DType::i32).weights(position_table, "position_table");
+    contract.require(position_table.cols == y.cols, "position_table and y of one width");
+  }
+  if (y.size() > 0) do_embed(tokens, positions, table, position_table, y);
+}
+
+void Backend::rms_norm(ConstView x, ConstView w, float eps, View y) {
+  Contract("rms_norm").matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(y, "y", x.rows, x.cols);
+  if (x.size() > 0) do_rms_norm(x, w, eps, y);
+}
+
+void Backend::rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
+  const Contract contract("rms_norm_backward");
+  contract.matrix(x, "x").matrix(w, "w", 1, x.cols);
+  contract.matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  if (x.size() > 0) do_rms_norm_backward(x, w, eps, d_y, d_x, mode);
+}
+
+void Backend::layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) {
+  const Contract contract("layer_norm");
+  contract.matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(b, "b", 1, x.cols).matrix(y, "y", x.rows, x.cols);
+  if (x.size() > 0) do_layer_norm(x, w, b, eps, y);
+}
+
+void Backend::layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
+  const Contract contract("layer_norm_backward");
+  contract.matrix(x, "x").matrix(w, "w", 1, x.cols);
+  contract.matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  if (x.size() > 0) do_layer_norm_backward(x, w, eps, d_y, d_x, mode);
+}
+
+void Backend::axpy(float alpha, ConstView x, View y, Write mode) {
+  Contract("axpy").matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  if (x.size() > 0) do_axpy(alpha, x, y, mode);
+}
+
+void Backend::gather_rows(ConstView x, ConstView rows, View y) {
+  Contract("gather_rows").matrix(x, "x").matrix(rows, "rows", 1, y.rows, DType::i32).matrix(y, "y", y.rows, x.cols);
+  if (y.size() > 0) do_gather_rows(x, rows, y);
+}
+
+void Backend::scatter_add_rows(ConstView x, ConstView rows, View y) {
+  const Contract contract("scatter_add_rows");
+  contract.matrix(x, "x").matrix(rows, "rows", 1, x.rows, DType::i32).matrix(y, "y", y.rows, x.cols);
+  if (x.size() > 0) do_scatter_add_rows(x, rows, y);
+}
+
+void Backend::linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) {
+  const Contract contract("linear");
+  contract.weights(w, "w").matrix(x, "x", x.rows, w.cols).matrix(y, "y", x.rows, w.rows);
+  contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
+  if (bias.cols > 0) {
+    contract.matrix(bias, "bias", 1, w.rows);
+    contract.require(mode == Write::overwrite, "bias only with overwrite");
+  }
+  if (x.rows > 0) do_linear(x, w, bias, y, mode);
+}
+
+void Backend::linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) {
+  const Contract contract("linear_backward");
+  contract.weights(w, "w").matrix(d_y, "d_y", d_y.rows, w.rows).matrix(d_x, "d_x", d_y.rows, w.cols);
+  contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
+  if (d_y.rows > 0) do_linear_backward(d_y, w, d_x, mode);
+}
+
+void Backend::grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
+                             ConstClientMatrix p, View y, Write mode) {
+  const Contract contract("grouped_matmul");
+  contract.matrix(x, "x").matrix(y, "y", x.rows, y.cols).members(members, x.rows);
+  contract.require(x.cols > 0 && y.cols > 0, "matrices have columns");
+  if (how == Multiply::by_transpose) {
+    contract.client(p, "P", y.cols, x.cols);
+  } else {
+    contract.client(p, "P", x.cols, y.cols);
+  }
+  do_grouped_matmul(members, how, alpha, x, p, y, mode);
+}
+
+void Backend::grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x,
+                            ClientMatrix d_p, Write mode) {
+  const Contract contract("grouped_outer");
+  contract.matrix(d_y, "d_y").matrix(x, "x", d_y.rows, x.cols).members(members, x.rows);
+  contract.require(x.cols > 0 && d_y.cols > 0, "matrices have columns").client(d_p, "d_P", d_y.cols, x.cols);
+  do_grouped_outer(members, alpha, d_y, x, d_p, mode);
+}
+
+void Backend::grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) {
+  Contract("grouped_add_bias").matrix(y, "y").members(members, y.rows).client(b, "b", 1, y.cols);
+  if (y.cols > 0) do_grouped_add_bias(members, b, y);
+}
+
+void Backend::grouped_column_sum(std::span<const MemberRows> members, ConstView d_y, ClientMatrix d_b, Write mode) {
+  Contract("grouped_column_sum").matrix(d_y, "d_y").members(members, d_y.rows).client(d_b, "d_b", 1, d_y.cols);
+  if (d_y.cols > 0) do_grouped_column_sum(members, d_y, d_b, mode);
+}
+
+void Backend::grouped_gate(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g, View z) {
+  const Contract contract("grouped_gate");
+  contract.matrix(h, "h").matrix(a, "a", h.rows, h.cols).matrix(z, "z", h.rows, h.cols);
+  contract.members(members, h.rows).client(g, "g", 1, h.cols);
+  if (h.cols > 0) do_grouped_gate(members, h, a, g, z);
+}
+
+void Backend::grouped_gate_backward(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,
+                                    ConstView d_z, View d_h, Write d_h_mode, View d_a, ClientMatrix d_g,
+                                    Write d_g_mode) {
+  const Contract contract("grouped_gate_backward");
+  contract.matrix(h, "h").matrix(a, "a", h.rows, h.cols).matrix(d_z, "d_z", h.rows, h.cols);
+  contract.matrix(d_h, "d_h", h.rows, h.cols).matrix(d_a, "d_a", h.rows, h.cols);
+  contract.members(members, h.rows).client(g, "g", 1, h.cols).client(d_g, "d_g", 1, h.cols);
+  if (h.cols > 0) do_grouped_gate_backward(members, h, a, g, d_z, d_h, d_h_mode, d_a, d_g, d_g_mode);
+}
+
+void Backend::rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
+                     View x) {
+  const Contract contract("rotate");
+  contract.matrix(x, "x").matrix(positions, "positions", 1, x.rows, DType::i32);
+  contract.matrix(cos, "cos").matrix(sin, "sin", cos.rows, cos.cols);
+  contract.require(head_dim > 0 && x.cols % head_dim == 0, "columns are whole heads");
+  contract.require(2 * cos.cols <= head_dim, "the rotary part lies within a head");
+  if (x.size() > 0 && cos.cols > 0) do_rotate(positions, cos, sin, head_dim, direction, x);
+}
+
+void Backend::attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse) {
+  const Contract contract("attention");
+  contract.attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
+  contract.matrix(out, "out", qkv.rows, std::int64_t{shape.num_heads} * shape.head_dim);
+  if (qkv.rows > 0) do_attention(plan, shape, qkv, out, lse);
+}
+
+void Backend::attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
+                                 ConstView lse, ConstView d_out, View d_qkv) {
+  const Contract contract("attention_backward");
+  const std::int64_t width = std::int64_t{shape.num_heads} * shape.head_dim;
+  contract.attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
+  contract.matrix(out, "out", qkv.rows, width).matrix(d_out, "d_out", qkv.rows, width);
+  contract.matrix(d_qkv, "d_qkv", qkv.rows, qkv.cols)
+      .require(d_qkv.data != qkv.data || qkv.rows == 0, "d_qkv is not qkv itself");
+  if (qkv.rows > 0) do_attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv);
+}
+
+void Backend::gated_activation(Activation kind, ConstView x, View y) {
+  Contract("gated_activation").matrix(y, "y").matrix(x, "x", y.rows, 2 * y.cols);
+  if (y.size() > 0) do_gated_activation(kind, x, y);
+}
+
+void Backend::gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+  const Contract contract("gated_activation_backward");
+  contract.matrix(d_y, "d_y").matrix(x, "x", d_y.rows, 2 * d_y.cols).matrix(d_x, "d_x", d_y.rows, 2 * d_y.cols);
+  if (d_y.size() > 0) do_gated_activation_backward(kind, x, d_y, d_x);
+}
+
+void Backend::activation(Activation kind, ConstView x, View y) {
+  Contract("activation").matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  if (x.size() > 0) do_activation(kind, x, y);
+}
+
+void Backend::activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+  const Contract contract("activation_backward");
+  contract.matrix(x, "x").matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  if (x.size() > 0) do_activation_backward(kind, x, d_y, d_x);
+}
+
+void Backend::dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) {
+  const Contract contract("dropout");
+  contract.matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  contract.require(p >= 0 && p < 1, "0 <= p < 1").require(first_row >= 0, "first_row is not negative");
+  if (x.size() > 0) do_dropout(p, id, first_row, x, y, mode);
+}
+
+void Backend::log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) {
+  const Contract contract("log_softmax");
+  contract.matrix(logits, "logits").matrix(targets, "targets", 1, logits.rows, DType::i32);
+  contract.matrix(log_prob, "log_prob", 1, logits.rows).matrix(lse, "lse", 1, logits.rows);
+  contract.require(logits.cols > 0 || logits.rows == 0, "the vocabulary is not empty");
+  if (logits.rows > 0) do_log_softmax(logits, targets, log_prob, lse);
+}
+
+void Backend::log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) {
+  const Contract contract("log_softmax_backward");
+  contract.matrix(logits, "logits").matrix(targets, "targets", 1, logits.rows, DType::i32);
+  contract.matrix(lse, "lse", 1, logits.rows).matrix(coefficient, "coefficient", 1, logits.rows);
+  contract.require(logits.cols > 0 || logits.rows == 0, "the vocabulary is not empty");
+  if (logits.rows > 0) do_log_softmax_backward(targets, lse, coefficient, logits);
+}
+
+void Backend::adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) {
+  const Contract contract("adamw");
+  contract.matrix(values, "values").matrix(gradients, "gradients", values.rows, values.cols);
+  contract.matrix(first_moment, "first_moment", values.rows, values.cols);
+  contract.matrix(second_moment, "second_moment", values.rows, values.cols);
+  contract.require(options.step >= 1, "steps count from 1");
+  if (values.size() > 0) do_adamw(options, values, gradients, first_moment, second_moment);
+}
+
+double Backend::squared_norm(ConstView x) {
+  Contract("squared_norm").matrix(x, "x");
+  return x.size() > 0 ? do_squared_norm(x) : 0.0;
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,125 @@
+// Hosting clients.
+#include "fedpdpo/fed/hosted_clients.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo {
+namespace {
+
+std::string file_name(int client) { return fmt::format("client-{:05}", client); }
+
+}  // namespace
+
+ClientData client_data(const Partition& partition, int client, const ReferenceLogProbs& reference) {
+  const ClientShare& share = partition.clients[static_cast<std::size_t>(client)];
+  ClientData data;
+  data.client = client;
+  for (std::size_t s = 0; s < share.pairs.size(); ++s) {
+    for (PairId id : share.pairs[s]) {
+      double chosen = reference.chosen[id.file][id.index], rejected = reference.rejected[id.file][id.index];
+      if (share.flipped) std::swap(chosen, rejected);
+      data.pairs[s].push_back({{id, share.flipped}, chosen, rejected});
+    }
+  }
+  return data;
+}
+
+HostedClients::HostedClients(Backend& backend, const ParameterLayout& layout, const Weights& weights,
+                             const Partition& partition, const ReferenceLogProbs& reference, std::vector<int> clients,
+                             const RoundTable& table, std::uint64_t seed)
+    : backend_(backend), layout_(layout), numbers_(std::move(clients)),
+      buffers_(backend, layout, static_cast<int>(numbers_.size())) {
+  std::vector<float> values(layout.size());
+  for (int client : numbers_) {
+    HostedClient& hosted = clients_.emplace_back();
+    hosted.state.client = client;
+    hosted.state.slot = static_cast<std::int32_t>(clients_.size()) - 1;
+    hosted.data = client_data(partition, client, reference);
+    hosted.row = table.empty_row();
+    if (values.empty()) continue;
+    layout.initialize(seed, client, weights.head, values);
+    backend.copy_to_device(buffers_.values(hosted.state).data, values.data(), values.size() * sizeof(float));
+  }
+}
+
+HostedClient* HostedClients::find(int client) {
+  auto found = std::lower_bound(numbers_.begin(), numbers_.end(), client);
+  if (found == numbers_.end() || *found != client) return nullptr;
+  return &clients_[static_cast<std::size_t>(found - numbers_.begin())];
+}
+
+void HostedClients::get_shared(const HostedClient& client, std::span<float> values) const {
+  check(values.size() == layout_.shared_size(), "get_shared: another size");
+  backend_.copy_to_host(values.data(), buffers_.values(client.state).data, values.size_bytes());
+}
+
+void HostedClients::set_shared(const HostedClient& client, std::span<const float> values) {
+  check(values.size() == layout_.shared_size(), "set_shared: another size");
+  backend_.copy_to_device(buffers_.values(client.state).data, values.data(), values.size_bytes());
+}
+
+void HostedClients::save(CheckpointWriter& writer) const {
+  const std::size_t size = layout_.size();
+  std::vector<float> values(size), first(size), second(size);
+  for (const HostedClient& client : clients_) {
+    StateFile file;
+    backend_.copy_to_host(values.data(), buffers_.values(client.state).data, size * sizeof(float));
+    backend_.copy_to_host(first.data(), buffers_.first_moment(client.state).data, size * sizeof(float));
+    backend_.copy_to_host(second.data(), buffers_.second_moment(client.state).data, size * sizeof(float));
+    file.put("values", std::span<const float>(values));
+    file.put("first_moment", std::span<const float>(first));
+    file.put("second_moment", std::span<const float>(second));
+    std::vector<std::int64_t> counters(client.state.adam_steps.begin(), client.state.adam_steps.end());
+    counters.insert(counters.end(), {client.state.pairs_drawn, client.state.steps_done, client.state.refit_done});
+    file.put("counters", std::span<const std::int64_t>(counters));
+    const auto sums = client.state.sums.pack();
+    file.put("sums", std::span<const double>(sums));
+    file.put("row", std::span<const double>(client.row));
+    std::vector<std::vector<float>> extra;
+    extra.reserve(client.state.method_state.size());
+    for (const auto& [name, tensor] : client.state.method_state) {
+      std::vector<float>& host = extra.emplace_back(static_cast<std::size_t>(tensor.view().size()));
+      backend_.copy_to_host(host.data(), tensor.view().data, host.size() * sizeof(float));
+      file.put("method." + name, std::span<const float>(host));
+    }
+    writer.add(file_name(client.state.client), file);
+  }
+}
+
+void HostedClients::load(const CheckpointReader& reader) {
+  for (HostedClient& client : clients_) {
+    const SafetensorsFile file = reader.open(file_name(client.state.client));
+    const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.size())};
+    const auto copy = [&](const char* name, View target) {
+      const auto values = file.read<float>(name, shape);
+      backend_.copy_to_device(target.data, values.data(), values.size_bytes());
+    };
+    copy("values", buffers_.values(client.state));
+    copy("first_moment", buffers_.first_moment(client.state));
+    copy("second_moment", buffers_.second_moment(client.state));
+    const std::int64_t num_counters[] = {num_groups + 3};
+    const auto counters = file.read<std::int64_t>("counters", num_counters);
+    std::copy_n(counters.begin(), num_groups, client.state.adam_steps.begin());
+    client.state.pairs_drawn = counters[num_groups];
+    client.state.steps_done = static_cast<int>(counters[num_groups + 1]);
+    client.state.refit_done = static_cast<int>(counters[num_groups + 2]);
+    const std::int64_t num_sums[] = {static_cast<std::int64_t>(RoundSums::num_fields)};
+    client.state.sums = RoundSums::unpack(file.read<double>("sums", num_sums));
+    const std::int64_t num_columns[] = {static_cast<std::int64_t>(client.row.size())};
+    const auto row = file.read<double>("row", num_columns);
+    client.row.assign(row.begin(), row.end());
+    for (const auto& [name, tensor] : file.tensors()) {
+      if (name.rfind("method.", 0) != 0) continue;
+      const auto values = file.read<float>(name);
+      Tensor state(backend_, 1, static_cast<std::int64_t>(values.size()));
+      backend_.copy_to_device(state.view().data, values.data(), values.size_bytes());
+      client.state.method_state.insert_or_assign(name.substr(7), state);
+    }
+  }
+}
+
+}  // namespace fedpdpo

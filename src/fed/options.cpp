@@ -1,0 +1,125 @@
+// A run's options as text, by the long names of the command line. Numbers in the shortest form that reads back as the
+// same value.
+#include "fedpdpo/fed/options.hpp"
+
+#include <fmt/format.h>
+
+#include "fedpdpo/fed/option_names.hpp"
+
+namespace fedpdpo {
+namespace {
+
+std::string joined(const std::vector<std::filesystem::path>& paths) {
+  std::string text;
+  for (const std::filesystem::path& path : paths) {
+    if (!text.empty()) text += ' ';
+    text += path.string();
+  }
+  return text;
+}
+
+class Description {
+ public:
+  template <class Number>
+  requires std::is_arithmetic_v<Number>
+  void number(const char* option, Number value) { text_[option] = fmt::format("{}", value); }
+  void text(const char* option, std::string value) { text_[option] = std::move(value); }
+  template <class Enum, std::size_t N>
+  void word(const char* option, const std::array<NamedValue<Enum>, N>& names, Enum value) {
+    text_[option] = name_of(names, value);
+  }
+  std::map<std::string, std::string> take() { return std::move(text_); }
+
+ private:
+  std::map<std::string, std::string> text_;
+};
+
+void describe_federation(const RunOptions& options, Description& out) {
+  out.text("model", options.model.string());
+  out.text("data", joined(options.data));
+  out.text("method", options.method);
+  const PartitionOptions& partition = options.partition;
+  out.number("clients", partition.num_clients);
+  out.number("alpha", partition.alpha);
+  out.word("partition", partition_kind_names, partition.kind);
+  out.number("flip-clients", partition.flip_clients);
+  out.number("min-train", partition.min_train);
+  out.number("max-train", partition.max_train);
+  out.number("max-validation", partition.max_validation);
+  out.number("max-test", partition.max_test);
+  out.number("seed", partition.seed);
+  out.number("rounds", options.rounds);
+  out.number("steps", options.steps);
+  out.number("batch", options.batch);
+  out.number("participation", options.participation);
+  out.word("groups", group_kind_names, options.groups);
+  out.word("reduce", reduction_names, options.reduce);
+  out.number("prox-mu", options.prox_mu);
+  out.number("refit", options.refit);
+}
+
+void describe_modules(const AdapterOptions& adapter, Description& out) {
+  out.number("lora-rank", adapter.lora_rank);
+  out.number("lora-alpha", adapter.lora_alpha);
+  out.text("lora-targets", adapter.lora_targets);
+  out.number("lora-dropout", adapter.lora_dropout);
+  out.number("lora-first-layer", adapter.lora_first_layer);
+  out.word("head", head_kind_names, adapter.head);
+  out.number("head-rank", adapter.head_rank);
+  out.number("bottleneck", adapter.bottleneck);
+  out.word("bottleneck-kind", bottleneck_kind_names, adapter.bottleneck_kind);
+  out.word("reward-head", switch_names, adapter.reward_head);
+  out.word("reward-pool", reward_pool_names, adapter.reward_pool);
+  out.word("reward-gradient", reward_gradient_names, adapter.reward_gradient);
+}
+
+void describe_training(const RunOptions& options, Description& out) {
+  out.text("loss", options.loss.kind);
+  out.number("beta", options.loss.beta);
+  out.number("lambda", options.loss.lambda);
+  out.number("mu", options.loss.mu);
+  out.number("label-smoothing", options.loss.label_smoothing);
+  out.number("simpo-gamma", options.loss.simpo_gamma);
+  const OptimizerOptions& optimizer = options.optimizer;
+  out.number("lr-shared", optimizer.lr_shared);
+  out.number("lr-private", optimizer.lr_private);
+  out.number("weight-decay", optimizer.weight_decay);
+  out.number("adam-beta1", optimizer.beta1);
+  out.number("adam-beta2", optimizer.beta2);
+  out.number("adam-epsilon", optimizer.epsilon);
+  out.number("clip", optimizer.clip);
+  out.word("lr-schedule", rate_schedule_names, optimizer.schedule);
+  out.number("warmup-rounds", optimizer.warmup_rounds);
+  out.word("moments", moments_names, optimizer.moments);
+  out.word("schedule", local_schedule_names, options.schedule);
+  out.number("private-share", options.private_share);
+}
+
+void describe_execution(const RunOptions& options, Description& out) {
+  out.text("device", options.device);
+  out.word("precision", precision_names, options.precision);
+  out.number("threads", options.threads);
+  out.number("cohort", options.cohort);
+  out.number("micro-rows", options.micro_rows);
+  out.number("eval-every", options.eval_every);
+  out.text("eval-splits", options.eval_splits);
+  out.number("checkpoint-every", options.checkpoint_every);
+  out.text("checkpoint-dir", options.checkpoint_dir.string());
+  out.word("resume", resume_names, options.resume);
+  out.text("reference-cache", options.reference_cache.string());
+  out.text("out", options.out.string());
+  out.word("overwrite", switch_names, options.overwrite);
+}
+
+}  // namespace
+
+std::map<std::string, std::string> describe(const RunOptions& options) {
+  Description out;
+  describe_federation(options, out);
+  describe_modules(options.adapter, out);
+  describe_training(options, out);
+  describe_execution(options, out);
+  return out.take();
+}
+
+}  // namespace fedpdpo

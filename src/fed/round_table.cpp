@@ -1,0 +1,180 @@
+// Which metrics a round has, and how they reach the history.
+#include "fedpdpo/fed/round_table.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+struct EvaluationMetric {
+  const char* name;
+  const char* units;
+  const char* description;
+  double Evaluation::*value;
+};
+
+constexpr EvaluationMetric evaluation_metrics[] = {
+    {"loss", "nat", "mean loss", &Evaluation::loss},
+    {"accuracy", "1", "share of pairs with margin above 0 (a tie counts one half)", &Evaluation::accuracy},
+    {"accuracy_implicit", "1", "the same of the implicit margin alone", &Evaluation::accuracy_implicit},
+    {"accuracy_explicit", "1", "the same of the explicit margin alone", &Evaluation::accuracy_explicit},
+    {"margin", "1", "mean of implicit + lambda explicit margin", &Evaluation::mean_margin},
+    {"margin_implicit", "1", "mean implicit margin", &Evaluation::mean_margin_implicit},
+    {"margin_explicit", "1", "mean explicit margin", &Evaluation::mean_margin_explicit},
+    {"logp_chosen", "nat", "mean log-probability of the chosen response, summed over its tokens",
+     &Evaluation::log_prob_chosen},
+    {"logp_rejected", "nat", "mean log-probability of the rejected response, summed over its tokens",
+     &Evaluation::log_prob_rejected},
+    {"kl_to_reference", "nat/token",
+     "mean over both responses of (log pi - log ref) per token: an estimate on the data's responses, not on samples",
+     &Evaluation::kl_to_reference},
+};
+
+const char* point_name(Point point) { return point == Point::before ? "before" : "after"; }
+
+std::string path_of(Split split, Point point, const char* metric) {
+  return fmt::format("{}/{}/{}", split_names[static_cast<std::size_t>(split)], point_name(point), metric);
+}
+
+}  // namespace
+
+std::vector<Split> parse_splits(std::string_view list) {
+  std::vector<Split> splits;
+  std::size_t begin = 0;
+  while (begin <= list.size()) {
+    const std::size_t end = std::min(list.find(',', begin), list.size());
+    const std::string_view name = list.substr(begin, end - begin);
+    bool known = false;
+    for (std::size_t s = 0; s < split_names.size(); ++s) {
+      if (name != split_names[s]) continue;
+      known = true;
+      if (std::find(splits.begin(), splits.end(), static_cast<Split>(s)) == splits.end())
+        splits.push_back(static_cast<Split>(s));
+    }
+    if (!known) throw InputError("", "--eval-splits", "a list of train, validation, test", name);
+    begin = end + 1;
+  }
+  return splits;
+}
+
+RoundTable::RoundTable(std::span<const Split> splits) {
+  for (Split split : splits)
+    for (Point point : {Point::before, Point::after})
+      for (const EvaluationMetric& metric : evaluation_metrics)
+        columns_.push_back({path_of(split, point, metric.name), metric.units,
+                            fmt::format("{} on the client's {} pairs, {}", metric.description,
+                                        split_names[static_cast<std::size_t>(split)],
+                                        point == Point::before ? "its model as local training left it"
+                                                               : "its model after the exchange"),
+                            Total::mean});
+  columns_.insert(columns_.end(),
+                  {{"train/loss", "nat", "mean loss over the pairs of the local steps", Total::mean},
+                   {"train/accuracy", "1", "share of those pairs with margin above 0, before each step", Total::mean},
+                   {"train/grad_norm_shared", "1", "mean norm of LoRA's gradient before clipping", Total::mean},
+                   {"train/grad_norm_private", "1", "mean norm of the private modules' gradient before clipping",
+                    Total::mean},
+                   {"train/tokens", "token", "tokens trained on, a pair's prompt counted once", Total::sum},
+                   {"train/pairs", "pair", "pairs trained on", Total::sum},
+                   {"train/steps", "step", "local steps", Total::sum},
+                   {"train/participated", "1", "1 where the client was sampled in the round", Total::sum},
+                   {"train/left_out", "1", "1 where its update was not finite and was left out", Total::sum},
+                   {"train/bytes_up", "byte", "sent by the client: its shared parameters", Total::sum},
+                   {"train/bytes_down", "byte", "received by the client", Total::sum}});
+}
+
+std::size_t RoundTable::index(std::string_view path) const {
+  for (std::size_t i = 0; i < columns_.size(); ++i)
+    if (columns_[i].path == path) return i;
+  contract_violation("metric", "unknown metric " + std::string(path), std::source_location::current());
+}
+
+std::vector<double> RoundTable::empty_row() const { return std::vector<double>(columns_.size(), nan); }
+
+double RoundTable::get(std::span<const double> row, std::string_view path) const { return row[index(path)]; }
+
+void RoundTable::set_evaluation(std::vector<double>& row, Split split, Point point,
+                                const Evaluation& evaluation) const {
+  for (const EvaluationMetric& metric : evaluation_metrics)
+    set(row, path_of(split, point, metric.name), evaluation.*metric.value);
+}
+
+void RoundTable::copy_evaluation(std::vector<double>& row, Point from, Point to) const {
+  for (std::size_t s = 0; s < split_names.size(); ++s) {
+    if (columns_.end() == std::find_if(columns_.begin(), columns_.end(), [&](const Column& column) {
+          return column.path == path_of(static_cast<Split>(s), from, "loss");
+        }))
+      continue;
+    for (const EvaluationMetric& metric : evaluation_metrics)
+      set(row, path_of(static_cast<Split>(s), to, metric.name),
+          get(row, path_of(static_cast<Split>(s), from, metric.name)));
+  }
+}
+
+void RoundTable::set_training(std::vector<double>& row, const RoundSums& sums, bool participated, double bytes_up,
+                              double bytes_down) const {
+  const auto mean = [](double sum, double n) { return n > 0 ? sum / n : nan; };
+  set(row, "train/loss", mean(sums.loss, sums.pairs));
+  set(row, "train/accuracy", mean(sums.correct, sums.pairs));
+  set(row, "train/grad_norm_shared", mean(sums.gradient_norm_shared, sums.steps));
+  set(row, "train/grad_norm_private", mean(sums.gradient_norm_private, sums.steps));
+  set(row, "train/tokens", sums.tokens);
+  set(row, "train/pairs", sums.pairs);
+  set(row, "train/steps", sums.steps);
+  set(row, "train/participated", participated ? 1 : 0);
+  set(row, "train/left_out", participated && !sums.finite ? 1 : 0);
+  set(row, "train/bytes_up", bytes_up);
+  set(row, "train/bytes_down", bytes_down);
+}
+
+void RoundTable::define(History& history, int num_clients) const {
+  for (const Column& column : columns_) {
+    history.define("/clients/" + column.path, static_cast<std::size_t>(num_clients), column.units, column.description);
+    history.define("/rounds/" + column.path, 1, column.units,
+                   fmt::format("{} over clients: {}", column.total == Total::mean ? "mean" : "sum", column.description));
+  }
+}
+
+void RoundTable::record(const Communicator& world, std::span<const int> clients,
+                        std::span<const std::vector<double>* const> rows, int round, int num_clients,
+                        History* history) const {
+  std::vector<double> own;
+  for (std::size_t i = 0; i < clients.size(); ++i) {
+    own.push_back(clients[i]);
+    own.insert(own.end(), rows[i]->begin(), rows[i]->end());
+  }
+  const auto all = world.gather(std::as_bytes(std::span(own)), 0);
+  if (!history) return;
+  std::vector<std::vector<double>> table(static_cast<std::size_t>(num_clients), empty_row());
+  const std::size_t width = columns_.size() + 1;
+  for (const auto& bytes : all) {
+    std::vector<double> numbers(bytes.size() / sizeof(double));
+    std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    for (std::size_t at = 0; at + width <= numbers.size(); at += width)
+      std::copy_n(numbers.begin() + static_cast<std::ptrdiff_t>(at) + 1, columns_.size(),
+                  table[static_cast<std::size_t>(numbers[at])].begin());
+  }
+  for (std::size_t c = 0; c < columns_.size(); ++c) {
+    std::span<double> row = history->at("/clients/" + columns_[c].path).row(static_cast<std::size_t>(round));
+    double sum = 0;
+    int count = 0;
+    for (std::size_t k = 0; k < table.size(); ++k) {
+      row[k] = table[k][c];
+      if (std::isnan(row[k])) continue;
+      sum += row[k];
+      ++count;
+    }
+    history->at("/rounds/" + columns_[c].path).row(static_cast<std::size_t>(round))[0] =
+        count == 0 ? nan : (columns_[c].total == Total::mean ? sum / count : sum);
+  }
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,188 @@
+// Decoder: buffers and the forward pass.
+#include "fedpdpo/model/decoder.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo {
+namespace {
+
+std::size_t at(Block block) { return static_cast<std::size_t>(block); }
+
+View indices(const Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
+
+}  // namespace
+
+Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout)
+    : backend_(backend), config_(config), weights_(weights), layout_(layout) {
+  attention_shape_ = {static_cast<std::int32_t>(config.num_heads), static_cast<std::int32_t>(config.num_kv_heads),
+                      static_cast<std::int32_t>(config.head_dim),
+                      static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))};
+}
+
+/// Layers that keep activations have slots of their own; those below the lowest LoRA site share slot 0.
+std::size_t Decoder::slot(std::int64_t layer) const {
+  return static_cast<std::size_t>(std::max<std::int64_t>(0, layer - layout_.lowest_lora_layer()));
+}
+
+std::size_t Decoder::buffer_bytes(std::int64_t rows, Pass pass) const {
+  const std::int64_t d = config_.hidden_size, inner = config_.intermediate_size, up = config_.up_width();
+  std::int64_t low_rank = 0;
+  for (int b = 0; b < num_blocks && layout_.lowest_lora_layer() < config_.num_layers; ++b)
+    low_rank += static_cast<std::int64_t>(layout_.sites(layout_.lowest_lora_layer(), static_cast<Block>(b)).size()) *
+                layout_.options().lora_rank;
+  const std::int64_t layer = config_.qkv_width() + config_.num_heads * config_.head_dim + config_.num_heads + d + up +
+                             low_rank;
+  const auto kept = static_cast<std::int64_t>(pass == Pass::train ? slot(config_.num_layers - 1) + 1 : 1);
+  std::int64_t floats = kept * layer + (kept + 1) * d + 2 * d + inner;
+  if (pass == Pass::train) floats += std::max(up, config_.qkv_width()) + inner + d + low_rank;
+  return static_cast<std::size_t>(floats * rows) * sizeof(float);
+}
+
+void Decoder::reserve(std::int64_t rows, Pass pass) {
+  std::int64_t& capacity = pass == Pass::train ? train_rows_ : evaluate_rows_;
+  if (rows <= capacity) return;
+  capacity = std::max(rows, capacity + capacity / 4);
+  const std::int64_t rows_of_all = std::max(train_rows_, evaluate_rows_);
+  const std::int64_t d = config_.hidden_size;
+  const auto grow = [&](Tensor& tensor, std::int64_t n, std::int64_t cols, DType dtype = DType::f32) {
+    if (cols > 0 && tensor.rows() < n) tensor = Tensor(backend_, n, cols, dtype);
+  };
+  grow(tokens_, rows_of_all, 1, DType::i32);
+  grow(positions_, rows_of_all, 1, DType::i32);
+  const std::size_t kept = train_rows_ > 0 ? slot(config_.num_layers - 1) + 1 : 1;
+  layers_.resize(std::max(layers_.size(), kept));
+  x_.resize(std::max(x_.size(), kept + 1));
+  for (std::size_t i = 0; i < x_.size(); ++i) grow(x_[i], i == 0 ? rows_of_all : train_rows_, d);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const std::int64_t n = i == 0 ? rows_of_all : train_rows_;
+    LayerBuffers& layer = layers_[i];
+    grow(layer.qkv, n, config_.qkv_width());
+    grow(layer.attention, n, config_.num_heads * config_.head_dim);
+    grow(layer.lse, n, config_.num_heads);
+    grow(layer.middle, n, d);
+    grow(layer.up, n, config_.up_width());
+    const auto first = static_cast<int>(std::min<std::int64_t>(
+        static_cast<std::int64_t>(i) + layout_.lowest_lora_layer(), config_.num_layers - 1));
+    for (int b = 0; b < num_blocks; ++b)
+      grow(layer.low_rank[static_cast<std::size_t>(b)], n,
+           static_cast<std::int64_t>(layout_.sites(first, static_cast<Block>(b)).size()) * layout_.options().lora_rank);
+  }
+  const std::int64_t widest = std::max({d, config_.intermediate_size, config_.num_heads * config_.head_dim});
+  grow(normed_, rows_of_all, d);
+  grow(activated_, rows_of_all, config_.intermediate_size);
+  grow(hidden_, rows_of_all, d);
+  if (layout_.options().lora_dropout > 0) grow(dropped_, rows_of_all, widest);
+  if (train_rows_ > 0) {
+    grow(d_wide_, train_rows_, std::max(config_.up_width(), config_.qkv_width()));
+    grow(d_inner_, train_rows_, std::max(config_.intermediate_size, config_.num_heads * config_.head_dim));
+    grow(d_normed_, train_rows_, d);
+    grow(d_low_rank_, train_rows_, 7 * std::max(1, layout_.options().lora_rank));
+  }
+}
+
+void Decoder::norm(ConstView x, ConstView w, ConstView b, View y) {
+  if (config_.norm == NormKind::rms) {
+    backend_.rms_norm(x, w, config_.norm_eps, y);
+  } else {
+    backend_.layer_norm(x, w, b, config_.norm_eps, y);
+  }
+}
+
+void Decoder::activate(ConstView up, View y) {
+  if (config_.gated_mlp) {
+    backend_.gated_activation(config_.activation, up, y);
+  } else {
+    backend_.activation(config_.activation, up, y);
+  }
+}
+
+void Decoder::apply_dropout(const BatchView& batch, const LoraDropout& dropout, int layer, Block block, ConstView x,
+                            View y, Write mode) {
+  // A site's mask lies in counters of its own: rows of a step stay far below 2^20.
+  const std::int64_t site = (static_cast<std::int64_t>(layer) * num_blocks + static_cast<std::int64_t>(block)) << 20;
+  for (std::size_t i = 0; i < batch.members.size(); ++i) {
+    const MemberRows& m = batch.members[i];
+    if (m.begin == m.end) continue;
+    backend_.dropout(dropout.p, dropout.streams[i], site + dropout.first_row, x.row_range(m.begin, m.end),
+                     y.row_range(m.begin, m.end), mode);
+  }
+}
+
+void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
+                           Block block, LayerBuffers& buffers, ConstView x, View y) {
+  std::span<const LoraSite> sites = layout_.sites(layer, block);
+  if (sites.empty()) return;
+  View u = buffers.low_rank[at(block)].first(x.rows);
+  ConstView input = x;
+  if (dropout.p > 0) {
+    View dropped{dropped_.view().data, x.rows, x.cols, x.cols, DType::f32};
+    apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
+    input = dropped;
+  }
+  backend_.grouped_matmul(batch.members, Multiply::by_transpose, 1.0f, input,
+                          layout_.stacked_a(layer, block, p.values, p.slot_stride), u, Write::overwrite);
+  const std::int32_t rank = layout_.options().lora_rank;
+  for (const LoraSite& site : sites)
+    backend_.grouped_matmul(batch.members, Multiply::by_transpose, layout_.lora_scale(),
+                            u.columns(site.u_begin, site.u_begin + rank),
+                            layout_.matrix(site.b, p.values, p.slot_stride), y.columns(site.begin, site.end),
+                            Write::accumulate);
+}
+
+void Decoder::linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
+                     Block block, LayerBuffers& buffers, ConstView x, View y) {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  backend_.linear(x, w.weight[at(block)], w.bias[at(block)], y, Write::overwrite);
+  lora_forward(batch, p, dropout, layer, block, buffers, x, y);
+}
+
+ConstView Decoder::forward(const BatchView& batch, const CohortParameters& parameters, Pass pass,
+                           const LoraDropout& dropout) {
+  const std::int64_t rows = batch.num_rows();
+  check(rows > 0, "a batch without rows");
+  reserve(rows, pass);
+  const auto bytes = static_cast<std::size_t>(rows) * sizeof(std::int32_t);
+  View tokens = indices(tokens_, rows), positions = indices(positions_, rows);
+  backend_.copy_to_device(tokens.data, batch.tokens.data(), bytes);
+  backend_.copy_to_device(positions.data, batch.positions.data(), bytes);
+
+  const bool keep = pass == Pass::train;
+  const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
+  View normed = normed_.first(rows), activated = activated_.first(rows);
+  backend_.embed(tokens, positions, weights_.embedding, weights_.position_embedding, x_[0].first(rows));
+  std::size_t input = 0;
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+    const std::size_t s = keep ? slot(layer) : 0;
+    // Below the lowest LoRA site (and when evaluating) the stream is updated in place.
+    const std::size_t output = keep && layer >= layout_.lowest_lora_layer() ? s + 1 : input;
+    LayerBuffers& buffers = layers_[s];
+    View x = x_[input].first(rows), next = x_[output].first(rows);
+    View qkv = buffers.qkv.first(rows), attended = buffers.attention.first(rows), middle = buffers.middle.first(rows);
+    View up = buffers.up.first(rows);
+
+    norm(x, w.attention_norm, w.attention_norm_bias, normed);
+    linear(batch, parameters, dropout, layer, Block::qkv, buffers, normed, qkv);
+    if (config_.rotary_dim > 0)
+      backend_.rotate(positions, weights_.cos, weights_.sin, static_cast<std::int32_t>(config_.head_dim),
+                      Rotation::forward, qkv.columns(0, rotated));
+    backend_.attention(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows));
+    linear(batch, parameters, dropout, layer, Block::output, buffers, attended, middle);
+    backend_.axpy(1.0f, x, middle, Write::accumulate);
+
+    norm(middle, w.mlp_norm, w.mlp_norm_bias, normed);
+    linear(batch, parameters, dropout, layer, Block::up, buffers, normed, up);
+    activate(up, activated);
+    linear(batch, parameters, dropout, layer, Block::down, buffers, activated, next);
+    backend_.axpy(1.0f, middle, next, Write::accumulate);
+    input = output;
+  }
+  View hidden = hidden_.first(rows);
+  norm(x_[input].first(rows), weights_.final_norm, weights_.final_norm_bias, hidden);
+  return hidden;
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,116 @@
+// Decoder: the backward pass. With y = W0 x + s B (A x) and u = A x kept from the forward pass:
+//   d_u = s d_y B,  d_B += s d_y^T u,  d_A += d_u^T x,  d_x = d_y W0 + d_u A.
+// Norm and activation outputs are computed again rather than kept.
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/model/decoder.hpp"
+
+namespace fedpdpo {
+
+void Decoder::norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, Write mode) {
+  if (config_.norm == NormKind::rms) {
+    backend_.rms_norm_backward(x, w, config_.norm_eps, d_y, d_x, mode);
+  } else {
+    backend_.layer_norm_backward(x, w, config_.norm_eps, d_y, d_x, mode);
+  }
+}
+
+void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
+                            const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y,
+                            View* d_x) {
+  std::span<const LoraSite> sites = layout_.sites(layer, block);
+  if (sites.empty()) return;
+  const std::int32_t rank = layout_.options().lora_rank;
+  const float scale = layout_.lora_scale();
+  const std::int64_t width = static_cast<std::int64_t>(sites.size()) * rank;
+  ConstView u = layers_[slot(layer)].low_rank[static_cast<std::size_t>(block)].first(x.rows);
+  View d_u{d_low_rank_.view().data, x.rows, width, width, DType::f32};
+  for (const LoraSite& site : sites) {
+    ConstView d_site = d_y.columns(site.begin, site.end);
+    backend_.grouped_matmul(batch.members, Multiply::by_matrix, scale, d_site,
+                            layout_.matrix(site.b, p.values, p.slot_stride),
+                            d_u.columns(site.u_begin, site.u_begin + rank), Write::overwrite);
+    if (g.wants(Group::lora_b))
+      backend_.grouped_outer(batch.members, scale, d_site, u.columns(site.u_begin, site.u_begin + rank),
+                             layout_.matrix(site.b, g.values, g.slot_stride), g.write);
+  }
+  View dropped{};
+  if (dropout.p > 0) {
+    dropped = View{dropped_.view().data, x.rows, x.cols, x.cols, DType::f32};
+    apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
+  }
+  if (g.wants(Group::lora_a))
+    backend_.grouped_outer(batch.members, 1.0f, d_u, dropout.p > 0 ? ConstView(dropped) : x,
+                           layout_.stacked_a(layer, block, g.values, g.slot_stride), g.write);
+  if (!d_x) return;
+  const ConstClientMatrix a = layout_.stacked_a(layer, block, p.values, p.slot_stride);
+  if (dropout.p > 0) {
+    backend_.grouped_matmul(batch.members, Multiply::by_matrix, 1.0f, d_u, a, dropped, Write::overwrite);
+    apply_dropout(batch, dropout, layer, block, dropped, *d_x, Write::accumulate);
+  } else {
+    backend_.grouped_matmul(batch.members, Multiply::by_matrix, 1.0f, d_u, a, *d_x, Write::accumulate);
+  }
+}
+
+void Decoder::linear_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
+                              const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y,
+                              View d_x) {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  backend_.linear_backward(d_y, w.weight[static_cast<std::size_t>(block)], d_x, Write::overwrite);
+  lora_backward(batch, p, g, dropout, layer, block, x, d_y, &d_x);
+}
+
+void Decoder::backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients,
+                       View d_h, const LoraDropout& dropout) {
+  if (!gradients.wants(Group::lora_a) && !gradients.wants(Group::lora_b)) return;
+  const std::int64_t rows = batch.num_rows();
+  check(rows <= train_rows_ && d_h.rows == rows && d_h.cols == config_.hidden_size,
+        "backward: not the batch of the last training forward pass");
+  const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
+  ConstView positions{positions_.view().data, 1, rows, rows, DType::i32};
+  View normed = normed_.first(rows), activated = activated_.first(rows), d_normed = d_normed_.first(rows);
+  const auto wide = [&](std::int64_t cols) { return View{d_wide_.view().data, rows, cols, cols, DType::f32}; };
+  const auto inner = [&](std::int64_t cols) { return View{d_inner_.view().data, rows, cols, cols, DType::f32}; };
+
+  // d_h becomes d_x, the gradient of the residual stream, and stays it all the way down.
+  View d_x = d_h;
+  backend_.copy(d_h, d_normed);
+  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_.final_norm, d_normed, d_x,
+                Write::overwrite);
+
+  const int lowest = layout_.lowest_lora_layer();
+  for (auto layer = static_cast<int>(config_.num_layers) - 1; layer >= lowest; --layer) {
+    const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+    const LayerBuffers& buffers = layers_[slot(layer)];
+    ConstView x = x_[slot(layer)].first(rows), middle = buffers.middle.first(rows), up = buffers.up.first(rows);
+    ConstView attended = buffers.attention.first(rows), qkv = buffers.qkv.first(rows);
+
+    activate(up, activated);
+    View d_activated = inner(config_.intermediate_size), d_up = wide(config_.up_width());
+    linear_backward(batch, parameters, gradients, dropout, layer, Block::down, activated, d_x, d_activated);
+    if (config_.gated_mlp) {
+      backend_.gated_activation_backward(config_.activation, up, d_activated, d_up);
+    } else {
+      backend_.activation_backward(config_.activation, up, d_activated, d_up);
+    }
+    norm(middle, w.mlp_norm, w.mlp_norm_bias, normed);
+    linear_backward(batch, parameters, gradients, dropout, layer, Block::up, normed, d_up, d_normed);
+    norm_backward(middle, w.mlp_norm, d_normed, d_x, Write::accumulate);
+
+    View d_attended = inner(config_.num_heads * config_.head_dim), d_qkv = wide(config_.qkv_width());
+    linear_backward(batch, parameters, gradients, dropout, layer, Block::output, attended, d_x, d_attended);
+    backend_.attention_backward(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows), d_attended,
+                                d_qkv);
+    if (config_.rotary_dim > 0)
+      backend_.rotate(positions, weights_.cos, weights_.sin, static_cast<std::int32_t>(config_.head_dim),
+                      Rotation::inverse, d_qkv.columns(0, rotated));
+    norm(x, w.attention_norm, w.attention_norm_bias, normed);
+    if (layer == lowest) {
+      lora_backward(batch, parameters, gradients, dropout, layer, Block::qkv, normed, d_qkv, nullptr);
+    } else {
+      linear_backward(batch, parameters, gradients, dropout, layer, Block::qkv, normed, d_qkv, d_normed);
+      norm_backward(x, w.attention_norm, d_normed, d_x, Write::accumulate);
+    }
+  }
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,313 @@
+// The backbone's memory: where each part lies, and filling it from a checkpoint or with random numbers.
+#include "fedpdpo/model/weights.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <set>
+
+#include "family.hpp"
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/random.hpp"
+#include "fedpdpo/io/file.hpp"
+#include "fedpdpo/io/json.hpp"
+
+namespace fedpdpo {
+namespace {
+
+std::uint16_t to_bf16(float value) {
+  auto bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float from_f16(std::uint16_t half) {
+  const std::uint32_t sign = std::uint32_t{half & 0x8000u} << 16;
+  const std::uint32_t exponent = (half >> 10) & 0x1fu;
+  const std::uint32_t mantissa = half & 0x3ffu;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
+  return sign ? -magnitude : magnitude;
+}
+
+/// Element `i` of a stored floating tensor.
+struct StoredFloats {
+  const std::byte* data;
+  StoredType type;
+
+  float operator[](std::size_t i) const {
+    if (type == StoredType::f32) {
+      float value;
+      std::memcpy(&value, data + 4 * i, 4);
+      return value;
+    }
+    std::uint16_t half;
+    std::memcpy(&half, data + 2 * i, 2);
+    return type == StoredType::bf16 ? std::bit_cast<float>(std::uint32_t{half} << 16) : from_f16(half);
+  }
+};
+
+/// Hands out the parts of the block of memory in a fixed order; with a null memory it only measures.
+class Carver {
+ public:
+  explicit Carver(std::byte* memory) : memory_(memory) {}
+
+  ConstView take(std::int64_t rows, std::int64_t cols, DType dtype) {
+    offset_ = (offset_ + 63) / 64 * 64;
+    ConstView view{memory_ ? memory_ + offset_ : nullptr, rows, cols, cols, dtype};
+    offset_ += static_cast<std::size_t>(rows * cols) * dtype_size(dtype);
+    return view;
+  }
+  std::size_t bytes() const { return (offset_ + 63) / 64 * 64; }
+
+ private:
+  std::byte* memory_;
+  std::size_t offset_ = 0;
+};
+
+bool has_bias(const ModelConfig& c, Block block) {
+  if (block == Block::qkv) return c.attention_bias;
+  if (block == Block::output) return c.output_bias;
+  return c.mlp_bias;
+}
+
+Weights carve(const ModelConfig& c, DType dtype, Carver& carver) {
+  Weights w;
+  const bool layer_norm = c.norm == NormKind::layer;
+  const std::int64_t d = c.hidden_size;
+  w.embedding = carver.take(c.vocab_size, d, dtype);
+  if (c.position == PositionKind::learned) w.position_embedding = carver.take(c.max_positions, d, DType::f32);
+  for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
+    LayerWeights& l = w.layers.emplace_back();
+    l.attention_norm = carver.take(1, d, DType::f32);
+    if (layer_norm) l.attention_norm_bias = carver.take(1, d, DType::f32);
+    l.mlp_norm = carver.take(1, d, DType::f32);
+    if (layer_norm) l.mlp_norm_bias = carver.take(1, d, DType::f32);
+    for (int b = 0; b < num_blocks; ++b) {
+      auto [rows, cols] = c.block_shape(static_cast<Block>(b));
+      l.weight[static_cast<std::size_t>(b)] = carver.take(rows, cols, dtype);
+      if (has_bias(c, static_cast<Block>(b))) l.bias[static_cast<std::size_t>(b)] = carver.take(1, rows, DType::f32);
+    }
+  }
+  w.final_norm = carver.take(1, d, DType::f32);
+  if (layer_norm) w.final_norm_bias = carver.take(1, d, DType::f32);
+  w.head = c.tied_head ? w.embedding : carver.take(c.vocab_size, d, dtype);
+  if (c.rotary_dim > 0) {
+    w.cos = carver.take(c.max_positions, c.rotary_dim / 2, DType::f32);
+    w.sin = carver.take(c.max_positions, c.rotary_dim / 2, DType::f32);
+  }
+  return w;
+}
+
+void store(ConstView target, std::size_t index, float value) {
+  void* data = const_cast<void*>(target.data);
+  if (target.dtype == DType::f32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<std::uint16_t*>(data)[index] = to_bf16(value);
+  }
+}
+
+/// transformers' rotary frequencies, with Llama 3's rescaling of the low ones.
+void fill_rotary_tables(const ModelConfig& c, const Weights& w) {
+  const std::int64_t half = c.rotary_dim / 2;
+  for (std::int64_t i = 0; i < half; ++i) {
+    double frequency = std::pow(c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.rotary_dim));
+    const RopeScaling& s = c.rope_scaling;
+    if (s.factor != 1) {
+      const double wavelength = 2 * std::numbers::pi / frequency;
+      const auto original = static_cast<double>(s.original_positions);
+      if (wavelength > original / s.low_frequency_factor) {
+        frequency /= s.factor;
+      } else if (wavelength > original / s.high_frequency_factor) {
+        const double smooth = (original / wavelength - s.low_frequency_factor) /
+                              (s.high_frequency_factor - s.low_frequency_factor);
+        frequency = (1 - smooth) * frequency / s.factor + smooth * frequency;
+      }
+    }
+    for (std::int64_t p = 0; p < c.max_positions; ++p) {
+      const auto at = static_cast<std::size_t>(p * half + i);
+      store(w.cos, at, static_cast<float>(std::cos(static_cast<double>(p) * frequency)));
+      store(w.sin, at, static_cast<float>(std::sin(static_cast<double>(p) * frequency)));
+    }
+  }
+}
+
+class Loader {
+ public:
+  explicit Loader(const ModelFolder& folder) : folder_(folder), names_(family_of(folder.config()).names(folder.config())) {
+    // Checkpoints of the bare model (GPT-2's first ones) leave the prefix out.
+    prefix_ = folder.contains(names_.prefix + names_.embedding + ".weight") ? names_.prefix : "";
+  }
+
+  const FamilyNames& names() const { return names_; }
+  std::string layer(std::int64_t index) const { return fmt::format("{}{}.", names_.layers, index); }
+
+  void copy(const std::string& name, ConstView target, std::int64_t row_begin, std::int64_t rows, bool transposed,
+            bool vector = false, bool with_prefix = true) const {
+    const std::string full = (with_prefix ? prefix_ : "") + name;
+    const StoredTensor& tensor = folder_.tensor(full);
+    std::vector<std::int64_t> shape = transposed ? std::vector{target.cols, rows} : std::vector{rows, target.cols};
+    if (vector) shape = {target.cols};
+    if (tensor.shape != shape)
+      throw InputError(folder_.file_of(full).string(), full, fmt::format("shape [{}]", fmt::join(shape, ", ")),
+                       fmt::format("[{}]", fmt::join(tensor.shape, ", ")));
+    if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
+      throw InputError(folder_.file_of(full).string(), full, "dtype F32, BF16 or F16",
+                       stored_type_name(tensor.type));
+    const StoredFloats source{tensor.bytes.data(), tensor.type};
+    const auto cols = static_cast<std::size_t>(target.cols);
+    const auto first = static_cast<std::size_t>(row_begin) * cols;
+    const auto count = static_cast<std::size_t>(vector ? 1 : rows);
+    if (!transposed) {
+      for (std::size_t i = 0; i < count * cols; ++i) store(target, first + i, source[i]);
+    } else {
+      for (std::size_t r = 0; r < count; ++r)
+        for (std::size_t k = 0; k < cols; ++k) store(target, first + r * cols + k, source[k * count + r]);
+    }
+  }
+
+  void copy_vector(const std::string& name, ConstView target, std::int64_t begin = 0, std::int64_t size = -1) const {
+    ConstView part = target;
+    if (size >= 0) part = ConstView{target.f32() + begin, 1, size, size, DType::f32};
+    copy(name, part, 0, 1, false, true);
+  }
+
+ private:
+  const ModelFolder& folder_;
+  FamilyNames names_;
+  std::string prefix_;
+};
+
+}  // namespace
+
+ModelFolder::ModelFolder(const std::filesystem::path& folder) : path_(folder) {
+  if (!std::filesystem::is_directory(folder))
+    throw InputError(folder.string(), "--model", "a folder with config.json and model.safetensors", "no such folder");
+  config_ = read_model_config(folder);
+  std::vector<std::filesystem::path> paths;
+  const std::filesystem::path index = folder / "model.safetensors.index.json";
+  const std::filesystem::path single = folder / "model.safetensors";
+  if (std::filesystem::exists(single)) {
+    paths.push_back(single);
+  } else if (std::filesystem::exists(index)) {
+    nlohmann::json json = read_json(index);
+    if (!json.contains("weight_map") || !json["weight_map"].is_object())
+      throw InputError(index.string(), "weight_map", "an object of tensor names and file names", "none");
+    std::set<std::string> names;
+    for (const auto& [tensor, file] : json["weight_map"].items()) {
+      if (!file.is_string()) throw InputError(index.string(), "weight_map." + tensor, "a file name", file.type_name());
+      names.insert(file.get<std::string>());
+    }
+    for (const std::string& name : names) paths.push_back(folder / name);
+  } else {
+    throw InputError(single.string(), "", "the model's weights", "no such file, and no model.safetensors.index.json");
+  }
+  for (const std::filesystem::path& path : paths) {
+    files_.emplace_back(path);
+    for (const auto& [name, tensor] : files_.back().tensors()) {
+      if (!location_.emplace(name, files_.size() - 1).second)
+        throw InputError(path.string(), name, "each tensor in one shard", "a second one");
+    }
+  }
+  const std::filesystem::path tokenizer = folder / "tokenizer.json";
+  if (!std::filesystem::exists(tokenizer))
+    throw InputError(tokenizer.string(), "", "the model's tokenizer", "no such file");
+  tokenizer_sha256_ = sha256_file(tokenizer);
+}
+
+std::string ModelFolder::content_hash() const {
+  std::string all = sha256_file(path_ / "config.json");
+  for (const SafetensorsFile& file : files_) all += sha256_file(file.path());
+  return sha256(std::as_bytes(std::span(all)));
+}
+
+const StoredTensor& ModelFolder::tensor(const std::string& name) const {
+  auto found = location_.find(name);
+  if (found == location_.end()) throw InputError(files_.front().path().string(), name, "a tensor of that name", "none");
+  return files_[found->second].at(name);
+}
+
+const std::filesystem::path& ModelFolder::file_of(const std::string& name) const {
+  return files_[location_.at(name)].path();
+}
+
+std::size_t weight_bytes(const ModelConfig& config, DType dtype) {
+  Carver carver(nullptr);
+  carve(config, dtype, carver);
+  return carver.bytes();
+}
+
+Weights view_weights(const ModelConfig& config, DType dtype, std::byte* memory) {
+  Carver carver(memory);
+  return carve(config, dtype, carver);
+}
+
+void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory) {
+  const ModelConfig& c = folder.config();
+  const Weights w = view_weights(c, dtype, memory);
+  const Loader loader(folder);
+  const FamilyNames& names = loader.names();
+  loader.copy(names.embedding + ".weight", w.embedding, 0, c.vocab_size, false);
+  if (w.position_embedding.rows > 0)
+    loader.copy(names.position_embedding + ".weight", w.position_embedding, 0, c.max_positions, false);
+  for (std::int64_t i = 0; i < c.num_layers; ++i) {
+    const LayerWeights& l = w.layers[static_cast<std::size_t>(i)];
+    const std::string prefix = loader.layer(i);
+    loader.copy_vector(prefix + names.attention_norm + ".weight", l.attention_norm);
+    loader.copy_vector(prefix + names.mlp_norm + ".weight", l.mlp_norm);
+    if (c.norm == NormKind::layer) {
+      loader.copy_vector(prefix + names.attention_norm + ".bias", l.attention_norm_bias);
+      loader.copy_vector(prefix + names.mlp_norm + ".bias", l.mlp_norm_bias);
+    }
+    for (std::size_t b = 0; b < num_blocks; ++b) {
+      std::int64_t row = 0;
+      for (const SourceTensor& source : names.blocks[b]) {
+        loader.copy(prefix + source.name + ".weight", l.weight[b], row, source.rows, source.transposed);
+        if (l.bias[b].cols > 0) loader.copy_vector(prefix + source.name + ".bias", l.bias[b], row, source.rows);
+        row += source.rows;
+      }
+    }
+  }
+  loader.copy_vector(names.final_norm + ".weight", w.final_norm);
+  if (c.norm == NormKind::layer) loader.copy_vector(names.final_norm + ".bias", w.final_norm_bias);
+  if (!c.tied_head) loader.copy(names.head + ".weight", w.head, 0, c.vocab_size, false, false, false);
+  if (w.cos.rows > 0) fill_rotary_tables(c, w);
+}
+
+void random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed, std::byte* memory) {
+  const Weights w = view_weights(config, dtype, memory);
+  std::uint32_t part = 0;
+  const auto fill = [&](ConstView view, double mean, double bound) {
+    // A quarter million numbers, repeated: the bench needs values of the right size, not independent ones.
+    RandomStream stream({seed, Purpose::bench, 0, 0, part++});
+    std::vector<float> numbers(std::min<std::size_t>(static_cast<std::size_t>(view.size()), 262139));
+    for (float& x : numbers) x = static_cast<float>(mean + bound * (2 * stream.uniform() - 1));
+    for (std::size_t i = 0; i < static_cast<std::size_t>(view.size()); ++i) store(view, i, numbers[i % numbers.size()]);
+  };
+  const auto matrix = [&](ConstView view) { fill(view, 0, std::sqrt(3.0 / static_cast<double>(view.cols))); };
+  matrix(w.embedding);
+  if (w.position_embedding.rows > 0) fill(w.position_embedding, 0, 0.02);
+  for (const LayerWeights& l : w.layers) {
+    fill(l.attention_norm, 1, 0.1);
+    fill(l.mlp_norm, 1, 0.1);
+    if (l.attention_norm_bias.cols > 0) fill(l.attention_norm_bias, 0, 0.1);
+    if (l.mlp_norm_bias.cols > 0) fill(l.mlp_norm_bias, 0, 0.1);
+    for (std::size_t b = 0; b < num_blocks; ++b) {
+      matrix(l.weight[b]);
+      if (l.bias[b].cols > 0) fill(l.bias[b], 0, 0.1);
+    }
+  }
+  fill(w.final_norm, 1, 0.1);
+  if (w.final_norm_bias.cols > 0) fill(w.final_norm_bias, 0, 0.1);
+  if (!config.tied_head) matrix(w.head);
+  if (w.cos.rows > 0) fill_rotary_tables(config, w);
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,147 @@
+// The layout of run.h5.
+#include "fedpdpo/record/run_file.hpp"
+
+#include <array>
+#include <numeric>
+
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/io/file.hpp"
+
+namespace fedpdpo {
+namespace {
+
+constexpr std::int64_t format_version = 1;
+
+using Shape = std::vector<std::uint64_t>;
+
+template <class T>
+void write_list(Hdf5Writer& writer, std::string_view name, const std::vector<T>& values, std::string_view units,
+                std::string_view description) {
+  writer.write<T>(name, values, Shape{values.size()}, units, description);
+}
+
+void write_attributes(Hdf5Writer& writer, std::string_view group, const std::map<std::string, std::string>& facts) {
+  writer.group(group);
+  for (const auto& [name, value] : facts) writer.attribute<std::string>(group, name, value);
+}
+
+// The pairs of one split, client after client.
+void write_split(Hdf5Writer& writer, const Partition& partition, std::size_t split) {
+  std::vector<std::uint32_t> files;
+  std::vector<std::uint64_t> indices;
+  std::vector<std::uint64_t> offsets{0};
+  for (const ClientShare& client : partition.clients) {
+    for (const PairId id : client.pairs[split]) {
+      files.push_back(id.file);
+      indices.push_back(id.index);
+    }
+    offsets.push_back(indices.size());
+  }
+  const std::string name = split_names[split];
+  const std::string group = "/partition/" + name;
+  write_list(writer, group + "/file", files, "index", "pair file of each " + name + " pair, in the order of --data");
+  write_list(writer, group + "/pair", indices, "index", "position of each " + name + " pair in its file");
+  write_list(writer, group + "/offsets", offsets, "pairs",
+             "client c's " + name + " pairs are entries offsets[c] up to offsets[c + 1]");
+}
+
+}  // namespace
+
+RunFile::RunFile(std::filesystem::path path) : path_(std::move(path)) {
+  writer_.attribute<std::string>("/", "format", "fedpdpo-run");
+  writer_.attribute<std::int64_t>("/", "version", format_version);
+  // Present in every file, so that readers need not ask.
+  for (const char* group : {"/config", "/environment", "/partition", "/rounds", "/clients", "/timings"}) {
+    writer_.group(group);
+  }
+}
+
+void RunFile::write_config(const std::map<std::string, std::string>& options, const std::string& command_line) {
+  write_attributes(writer_, "/config", options);
+  writer_.attribute<std::string>("/config", "command_line", command_line);
+}
+
+void RunFile::write_environment(const std::map<std::string, std::string>& facts) {
+  write_attributes(writer_, "/environment", facts);
+}
+
+void RunFile::write_partition(const PairSet& pairs, const Partition& partition) {
+  const std::size_t num_clients = partition.clients.size();
+  std::vector<std::string> client_names;
+  std::vector<std::int32_t> client_domain;
+  std::vector<double> flipped;
+  for (const ClientShare& client : partition.clients) {
+    client_names.push_back(client.name);
+    client_domain.push_back(client.domain);
+    flipped.push_back(client.flipped ? 1 : 0);
+  }
+  std::vector<std::string> domain_names;
+  for (const PairFile& file : pairs.files) domain_names.push_back(file.domain);
+
+  writer_.write_strings("/partition/client_names", client_names, "name", "names of the clients");
+  write_list(writer_, "/partition/client_domain", client_domain, "index", "domain of each client");
+  writer_.write_strings("/partition/domain_names", domain_names, "name", "names of the domains, one a pair file");
+  writer_.write_strings("/partition/label_names", pairs.label_names, "name", "names of the categories");
+  writer_.write<std::int64_t>("/partition/label_histogram", partition.label_histogram(pairs),
+                              Shape{num_clients, split_names.size(), pairs.label_names.size()}, "pairs",
+                              "pairs by client, split (train, validation, test) and category");
+  write_list(writer_, "/partition/flipped", flipped, "1",
+             "1 for clients whose pairs have chosen and rejected swapped, else 0");
+  for (std::size_t split = 0; split < split_names.size(); ++split) write_split(writer_, partition, split);
+}
+
+void RunFile::write_history(const History& history) {
+  std::vector<std::int64_t> rounds(history.num_rows());
+  std::iota(rounds.begin(), rounds.end(), 0);
+  write_list(writer_, "/rounds/round", rounds, "round", "number of the round; 0 is the state before training");
+  for (const auto& [path, series] : history.series()) {
+    Shape shape{history.num_rows()};
+    // A federation of one client is a federation: its axis stays.
+    if (series.width != 1 || path.starts_with("/clients/")) shape.push_back(series.width);
+    writer_.write<double>(path, series.values, shape, series.units, series.description);
+  }
+}
+
+void RunFile::write_final(const FinalMargins& margins) {
+  const std::size_t count = margins.client.size();
+  check(margins.pair.size() == count && margins.margin.size() == count && margins.margin_implicit.size() == count &&
+            margins.margin_explicit.size() == count,
+        "final margins of different lengths");
+  std::vector<std::uint32_t> files;
+  std::vector<std::uint64_t> indices;
+  for (const PairId id : margins.pair) {
+    files.push_back(id.file);
+    indices.push_back(id.index);
+  }
+  write_list(writer_, "/final/test/client", margins.client, "index", "client that each test pair belongs to");
+  write_list(writer_, "/final/test/file", files, "index", "pair file of each test pair, in the order of --data");
+  write_list(writer_, "/final/test/pair", indices, "index", "position of each test pair in its file");
+  write_list(writer_, "/final/test/margin", margins.margin, "nat",
+             "margin of chosen over rejected by the client's final model: implicit + lambda * explicit");
+  write_list(writer_, "/final/test/margin_implicit", margins.margin_implicit, "nat",
+             "implicit margin: beta * difference of the log-ratios of policy and reference");
+  write_list(writer_, "/final/test/margin_explicit", margins.margin_explicit, "nat",
+             "explicit margin: difference of the reward head's outputs, before lambda");
+}
+
+void RunFile::flush() {
+  writer_.attribute<std::string>("/", "status", "running");
+  writer_.save(partial_path(path_));
+}
+
+void RunFile::finish() {
+  writer_.attribute<std::string>("/", "status", "complete");
+  writer_.save(partial_path(path_));
+  std::error_code error;
+  std::filesystem::rename(partial_path(path_), path_, error);
+  if (error) throw InputError(path_.string(), "", "a file that can be replaced", error.message());
+  sync_folder(path_.parent_path());
+}
+
+std::filesystem::path RunFile::partial_path(const std::filesystem::path& path) {
+  std::filesystem::path partial = path;
+  partial += ".partial";
+  return partial;
+}
+
+}  // namespace fedpdpo

@@ -1,0 +1,206 @@
+// Local steps and evaluation.
+#include "fedpdpo/train/local_trainer.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/random.hpp"
+
+namespace fedpdpo {
+namespace {
+
+bool is_lora(Group group) { return group == Group::lora_a || group == Group::lora_b; }
+
+double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 : 0.0); }
+
+}  // namespace
+
+double rate_factor(const OptimizerOptions& o, int round, int num_rounds) {
+  if (round <= o.warmup_rounds) return static_cast<double>(round) / (o.warmup_rounds + 1);
+  if (o.schedule == RateSchedule::constant) return 1;
+  const double progress =
+      static_cast<double>(round - o.warmup_rounds - 1) / std::max(1, num_rounds - o.warmup_rounds);
+  return 0.5 * (1 + std::cos(M_PI * progress));
+}
+
+LocalTrainer::LocalTrainer(Backend& backend, const PairSet& pairs, const ParameterLayout& layout, Policy& policy,
+                           ClientBuffers& buffers, const TrainerOptions& options, int gradient_slots)
+    : backend_(backend), pairs_(pairs), layout_(layout), policy_(policy), buffers_(buffers), options_(options) {
+  const auto size = static_cast<std::int64_t>(layout.size());
+  check(size > 0 && gradient_slots > 0, "nothing to train");
+  gradient_stride_ = gradient_slots > 1 ? buffers.stride() : 0;
+  gradients_ = Tensor(backend, gradient_slots, buffers.stride());
+}
+
+View LocalTrainer::gradient(const ClientState& client) const {
+  const auto size = static_cast<std::int64_t>(layout_.size());
+  return {gradients_.view().f32() + client.slot * gradient_stride_, 1, size, size, DType::f32};
+}
+
+void LocalTrainer::draw_batch(const Member& member, std::vector<ClientPair>& batch) {
+  batch.clear();
+  const auto n = static_cast<std::int64_t>(member.train.size());
+  check(n > 0, "a client without train pairs");
+  EpochOrder& epoch = epochs_[member.state->client];
+  for (int i = 0; i < options_.batch; ++i, ++member.state->pairs_drawn) {
+    const std::int64_t now = member.state->pairs_drawn / n;
+    if (epoch.epoch != now || static_cast<std::int64_t>(epoch.order.size()) != n) {
+      RandomStream stream({options_.seed, Purpose::batches, static_cast<std::uint32_t>(member.state->client),
+                           static_cast<std::uint32_t>(now), 0});
+      epoch.order = stream.permutation(static_cast<std::uint32_t>(n));
+      epoch.epoch = now;
+    }
+    batch.push_back(member.train[epoch.order[static_cast<std::size_t>(member.state->pairs_drawn % n)]]);
+  }
+}
+
+void LocalTrainer::step(std::span<const Member> members, int round, std::span<const Group> trainable,
+                        const GradientHook& hook) {
+  const std::size_t num_members = members.size();
+  check(num_members > 0 && (gradient_stride_ > 0 || num_members == 1), "step: more members than the cohort has slots");
+  batches_.resize(num_members);
+  to_pack_.resize(num_members);
+  std::vector<std::vector<std::size_t>> cuts(num_members);
+  std::vector<StreamId> streams;
+  const PackingOptions packing = policy_.packing();
+  // Members share the rows of a pass; each one's cuts depend on its own pairs alone.
+  const auto rows_each = std::max(1, options_.micro_rows / static_cast<int>(num_members));
+  std::size_t num_passes = 0;
+  for (std::size_t i = 0; i < num_members; ++i) {
+    draw_batch(members[i], batches_[i]);
+    to_pack_[i].clear();
+    for (const ClientPair& pair : batches_[i]) to_pack_[i].push_back(pair.pair);
+    cuts[i] = cut_by_rows(pairs_, to_pack_[i], packing, rows_each);
+    num_passes = std::max(num_passes, cuts[i].size() - 1);
+    streams.push_back({options_.seed, Purpose::dropout, static_cast<std::uint32_t>(members[i].state->client),
+                       static_cast<std::uint32_t>(round), static_cast<std::uint32_t>(members[i].state->steps_done)});
+  }
+
+  CohortGradients gradients{gradients_.view().f32(), gradient_stride_, Write::overwrite, {}};
+  for (Group group : trainable) gradients.wanted[static_cast<std::size_t>(group)] = layout_.has(group);
+  LoraDropout dropout{static_cast<float>(layout_.options().lora_dropout), streams, 0};
+  for (std::size_t pass = 0; pass < num_passes; ++pass) {
+    std::vector<MemberPairs> packed_members;
+    std::vector<std::size_t> owner, index;
+    for (std::size_t i = 0; i < num_members; ++i) {
+      const std::size_t begin = pass + 1 < cuts[i].size() ? cuts[i][pass] : to_pack_[i].size();
+      const std::size_t end = pass + 1 < cuts[i].size() ? cuts[i][pass + 1] : to_pack_[i].size();
+      packed_members.push_back({members[i].state->slot, std::span(to_pack_[i]).subspan(begin, end - begin)});
+      for (std::size_t j = begin; j < end; ++j) {
+        owner.push_back(i);
+        index.push_back(j);
+      }
+    }
+    pack(pairs_, packed_members, packing, packed_);
+    scores_.assign(packed_.pairs.size(), {});
+    const auto loss = [&](std::size_t pair, PairScores& scores) {
+      const Member& member = members[owner[pair]];
+      const ClientPair& source = batches_[owner[pair]][index[pair]];
+      scores.reference_chosen = source.reference_chosen;
+      scores.reference_rejected = source.reference_rejected;
+      PairLoss result = preference_loss(options_.loss, scores);
+      RoundSums& sums = member.state->sums;
+      sums.loss += result.loss;
+      sums.correct += half_ties(result.margin);
+      sums.pairs += 1;
+      sums.tokens += static_cast<double>(pairs_.files[source.pair.id.file].num_tokens(source.pair.id.index));
+      const double share = 1.0 / options_.batch;
+      result.d_log_prob_chosen *= share;
+      result.d_log_prob_rejected *= share;
+      result.d_reward_chosen *= share;
+      result.d_reward_rejected *= share;
+      return result;
+    };
+    policy_.train(packed_, buffers_.parameters(), gradients, loss, scores_, dropout);
+    gradients.write = Write::accumulate;
+    dropout.first_row += packed_.num_rows();
+  }
+  for (const Member& member : members) apply(member, round, trainable, hook);
+}
+
+void LocalTrainer::apply(const Member& member, int round, std::span<const Group> trainable, const GradientHook& hook) {
+  ClientState& state = *member.state;
+  View values = buffers_.values(state), gradients = gradient(state);
+  if (hook) hook(member, values, gradients);
+
+  const auto part = [&](View view, Group group) {
+    const ParameterRange range = layout_.range(group);
+    return view.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
+  };
+  double squared_lora = 0, squared_private = 0;
+  for (Group group : trainable)
+    if (layout_.has(group)) (is_lora(group) ? squared_lora : squared_private) += backend_.squared_norm(part(gradients, group));
+  const double norm = std::sqrt(squared_lora + squared_private);
+  state.sums.steps += 1;
+  if (!std::isfinite(norm)) {
+    state.sums.finite = false;
+    return;
+  }
+  state.sums.gradient_norm_shared += std::sqrt(squared_lora);
+  state.sums.gradient_norm_private += std::sqrt(squared_private);
+
+  const OptimizerOptions& o = options_.optimizer;
+  AdamW adamw;
+  adamw.beta1 = static_cast<float>(o.beta1);
+  adamw.beta2 = static_cast<float>(o.beta2);
+  adamw.epsilon = static_cast<float>(o.epsilon);
+  adamw.weight_decay = static_cast<float>(o.weight_decay);
+  adamw.gradient_scale = o.clip > 0 ? static_cast<float>(std::min(1.0, o.clip / (norm + 1e-6))) : 1.0f;
+  const double factor = rate_factor(o, round, options_.num_rounds);
+  for (Group group : trainable) {
+    if (!layout_.has(group)) continue;
+    adamw.learning_rate = static_cast<float>((is_lora(group) ? o.lr_shared : o.lr_private) * factor);
+    adamw.step = ++state.adam_steps[static_cast<std::size_t>(group)];
+    backend_.adamw(adamw, part(values, group), part(gradients, group), part(buffers_.first_moment(state), group),
+                   part(buffers_.second_moment(state), group));
+  }
+}
+
+std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
+                                   std::int32_t slot, const LossOptions& loss, std::span<const ClientPair> pairs,
+                                   int micro_rows, const std::function<bool()>& stop) {
+  Evaluation result;
+  std::vector<PairToPack> to_pack;
+  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
+  const PackingOptions packing = policy.packing();
+  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
+  PackedBatch batch;
+  std::vector<PairScores> scores;
+  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
+    if (stop && stop()) return std::nullopt;
+    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
+    pack(set, std::span(&member, 1), packing, batch);
+    scores.assign(batch.pairs.size(), {});
+    policy.score(batch, parameters, scores);
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      const ClientPair& source = pairs[cuts[c] + i];
+      PairScores& s = scores[i];
+      s.reference_chosen = source.reference_chosen;
+      s.reference_rejected = source.reference_rejected;
+      const PairLoss r = preference_loss(loss, s);
+      result.margin.push_back(r.margin);
+      result.margin_implicit.push_back(r.margin_implicit);
+      result.margin_explicit.push_back(r.margin_explicit);
+      result.loss += r.loss;
+      result.accuracy += half_ties(r.margin);
+      result.accuracy_implicit += half_ties(r.margin_implicit);
+      result.accuracy_explicit += half_ties(r.margin_explicit);
+      result.mean_margin += r.margin;
+      result.mean_margin_implicit += r.margin_implicit;
+      result.mean_margin_explicit += r.margin_explicit;
+      result.log_prob_chosen += s.log_prob_chosen;
+      result.log_prob_rejected += s.log_prob_rejected;
+      result.kl_to_reference += 0.5 * ((s.log_prob_chosen - s.reference_chosen) / s.length_chosen +
+                                       (s.log_prob_rejected - s.reference_rejected) / s.length_rejected);
+    }
+  }
+  const auto n = static_cast<double>(std::max<std::size_t>(1, pairs.size()));
+  for (double* sum : {&result.loss, &result.accuracy, &result.accuracy_implicit, &result.accuracy_explicit,
+                      &result.mean_margin, &result.mean_margin_implicit, &result.mean_margin_explicit,
+                      &result.log_prob_chosen, &result.log_prob_rejected, &result.kl_to_reference})
+    *sum /= n;
+  return result;
+}
+
+}  // namespace fedpdpo

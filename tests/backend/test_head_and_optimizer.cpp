@@ -1,0 +1,82 @@
+// Log-softmax of the head, AdamW and the squared norm against the reference.
+#include "fixture.hpp"
+
+namespace fedpdpo {
+namespace {
+
+class HeadAndOptimizer : public OperationTest {};
+FEDPDPO_ON_EVERY_BACKEND(HeadAndOptimizer);
+
+TEST_P(HeadAndOptimizer, LogSoftmax) {
+  for (const std::int64_t vocabulary : {1, 2, 15, 16, 100, 512, 1025, 49152}) {
+    const Matrix logits = random(5, vocabulary, 4);
+    Indices targets = random_indices(5, vocabulary);
+    targets[3] = targets[1];
+    Matrix lse;
+    const Matrix expected = reference::log_softmax(logits, targets, &lse);
+    Buffer log_prob = poisoned(1, 5), out_lse = poisoned(1, 5);
+    backend_->log_softmax(put(logits, 1, 2).view, put(targets).view, log_prob.view, out_lse.view);
+    if (vocabulary > 1) {
+      expect_close(expected, log_prob, tolerance::kLogProb);
+    } else {
+      EXPECT_EQ(get(log_prob).values, std::vector<double>(5, 0.0));
+    }
+    expect_close(lse, out_lse, tolerance::kLogProb);
+  }
+}
+
+TEST_P(HeadAndOptimizer, LogSoftmaxOfLargeLogits) {
+  Matrix logits = random(3, 300, 50);
+  for (double& v : logits.values) v = static_cast<float>(v + 1000);
+  const Indices targets = {0, 5, 299};
+  Matrix lse;
+  const Matrix expected = reference::log_softmax(logits, targets, &lse);
+  Buffer log_prob = poisoned(1, 3), out_lse = poisoned(1, 3);
+  backend_->log_softmax(put(logits).view, put(targets).view, log_prob.view, out_lse.view);
+  expect_close(expected, log_prob, tolerance::kLogProb);
+  expect_close(lse, out_lse, tolerance::kLogProb);
+}
+
+TEST_P(HeadAndOptimizer, LogSoftmaxBackward) {
+  for (const std::int64_t vocabulary : {2, 15, 33, 100}) {
+    const Matrix logits = random(5, vocabulary, 3);
+    Matrix coefficient = random(1, 5);
+    coefficient(0, 2) = 0;
+    const Indices targets = random_indices(5, vocabulary);
+    const Matrix expected = reference::gradient(
+        [&](const Matrix& at) { return dot(reference::log_softmax(at, targets), coefficient); }, logits);
+    const Buffer in_place = put(logits, 1, 2), at = put(targets);
+    Buffer log_prob = poisoned(1, 5), lse = poisoned(1, 5);
+    backend_->log_softmax(in_place.view, at.view, log_prob.view, lse.view);
+    backend_->log_softmax_backward(at.view, lse.view, put(coefficient).view, in_place.view);
+    expect_close(expected, in_place, tolerance::kGradient);
+  }
+}
+
+TEST_P(HeadAndOptimizer, AdamWFollowsTorch) {
+  for (const std::int64_t n : {1, 16, 37, 5000, 70001}) {
+    Matrix values = random(1, n), first(1, n), second(1, n);
+    const Buffer p = put(values, 1, 1), m = put(first, 0, 2), v = put(second, 2, 0);
+    for (std::int64_t step = 1; step <= 4; ++step) {
+      const AdamW options{.learning_rate = 1e-2f, .weight_decay = 0.1f, .step = step, .gradient_scale = 0.5f};
+      const Matrix gradients = random(1, n);
+      reference::adamw(options, values, gradients, first, second);
+      backend_->adamw(options, p.view, put(gradients, 1, 0).view, m.view, v.view);
+    }
+    expect_close(values, p, tolerance::kAdamW);
+    expect_close(first, m, tolerance::kAdamW);
+    expect_close(second, v, tolerance::kAdamW);
+  }
+}
+
+TEST_P(HeadAndOptimizer, SquaredNorm) {
+  for (const auto& [rows, cols] : {std::pair{1, 1}, {1, 17}, {3, 50}, {1, 100003}, {5, 4097}}) {
+    const Matrix x = random(rows, cols);
+    EXPECT_NEAR(backend_->squared_norm(put(x).view) / dot(x, x), 1, tolerance::kSquaredNorm);
+    EXPECT_NEAR(backend_->squared_norm(put(x, 1, 3).view) / dot(x, x), 1, tolerance::kSquaredNorm);
+  }
+  EXPECT_EQ(backend_->squared_norm({}), 0);
+}
+
+}  // namespace
+}  // namespace fedpdpo

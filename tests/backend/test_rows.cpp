@@ -1,0 +1,169 @@
+// Embedding, norms, axpy, copies, gather and scatter against the reference.
+#include "fixture.hpp"
+
+namespace fedpdpo {
+namespace {
+
+class Rows : public OperationTest {};
+FEDPDPO_ON_EVERY_BACKEND(Rows);
+
+struct Shape {
+  std::int64_t rows, cols;
+};
+constexpr Shape kShapes[] = {{1, 1}, {1, 64}, {3, 7}, {5, 17}, {4, 33}, {9, 130}, {7, 576}, {64, 300}};
+// Not fewer columns: the gradient of a norm over one or two is a difference of equal numbers.
+constexpr Shape kSmallShapes[] = {{1, 5}, {2, 7}, {3, 16}, {4, 33}, {2, 70}};
+
+TEST_P(Rows, EmbedWithAndWithoutPositions) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix table = rounded_to_bf16(random(11, cols)), position_table = rounded_to_bf16(random(6, cols));
+    const Indices tokens = random_indices(rows, 11), positions = random_indices(rows, 6);
+    for (const bool half : {false, true}) {
+      const Buffer t = half ? put_bf16(table, 3) : put(table, 1, 2);
+      const Buffer p = half ? put_bf16(position_table, 1) : put(position_table, 0, 5);
+      Buffer y = poisoned(rows, cols, 2, 3);
+      backend_->embed(put(tokens).view, put(positions).view, t.view, {}, y.view);
+      expect_close(reference::embed(tokens, positions, table, {}), y, tolerance::kExact);
+      y = poisoned(rows, cols, 2, 3);
+      backend_->embed(put(tokens).view, put(positions).view, t.view, p.view, y.view);
+      expect_close(reference::embed(tokens, positions, table, position_table), y, tolerance::kElementwise);
+    }
+  }
+}
+
+TEST_P(Rows, RmsNorm) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols), w = random(1, cols);
+    Buffer y = poisoned(rows, cols, 1, 4);
+    backend_->rms_norm(put(x, 3, 2).view, put(w).view, 1e-5f, y.view);
+    expect_close(reference::rms_norm(x, w, 1e-5f), y, tolerance::kElementwise);
+  }
+}
+
+TEST_P(Rows, RmsNormBackward) {
+  for (const auto [rows, cols] : kSmallShapes) {
+    const Matrix x = random(rows, cols), w = random(1, cols), d_y = random(rows, cols), before = random(rows, cols);
+    const Matrix expected =
+        reference::gradient([&](const Matrix& at) { return dot(reference::rms_norm(at, w, 1e-2f), d_y); }, x);
+    Buffer d_x = poisoned(rows, cols, 2, 1);
+    backend_->rms_norm_backward(put(x, 1, 1).view, put(w).view, 1e-2f, put(d_y, 0, 3).view, d_x.view, Write::overwrite);
+    expect_close(expected, d_x, tolerance::kGradient);
+    d_x = put(before, 2, 1);
+    backend_->rms_norm_backward(put(x, 1, 1).view, put(w).view, 1e-2f, put(d_y, 0, 3).view, d_x.view,
+                                Write::accumulate);
+    expect_close(add(before, expected), d_x, tolerance::kGradient);
+  }
+}
+
+TEST_P(Rows, LayerNorm) {
+  for (const auto [rows, cols] : kShapes) {
+    Matrix x = random(rows, cols);
+    const Matrix w = random(1, cols), b = random(1, cols);
+    for (double& value : x.values) value += 3;
+    for (double& value : x.values) value = static_cast<float>(value);
+    Buffer y = poisoned(rows, cols, 1, 4);
+    backend_->layer_norm(put(x, 3, 2).view, put(w).view, put(b).view, 1e-5f, y.view);
+    // The mean is subtracted from numbers three times their spread.
+    expect_close(reference::layer_norm(x, w, b, 1e-5f), y, 3 * tolerance::kElementwise);
+  }
+}
+
+TEST_P(Rows, LayerNormBackward) {
+  for (const auto [rows, cols] : kSmallShapes) {
+    const Matrix x = random(rows, cols), w = random(1, cols), d_y = random(rows, cols), before = random(rows, cols);
+    const Matrix b(1, cols);
+    const Matrix expected =
+        reference::gradient([&](const Matrix& at) { return dot(reference::layer_norm(at, w, b, 1e-2f), d_y); }, x);
+    Buffer d_x = poisoned(rows, cols, 2, 1);
+    backend_->layer_norm_backward(put(x, 1, 1).view, put(w).view, 1e-2f, put(d_y, 0, 3).view, d_x.view,
+                                  Write::overwrite);
+    expect_close(expected, d_x, tolerance::kGradient);
+    d_x = put(before, 2, 1);
+    backend_->layer_norm_backward(put(x, 1, 1).view, put(w).view, 1e-2f, put(d_y, 0, 3).view, d_x.view,
+                                  Write::accumulate);
+    expect_close(add(before, expected), d_x, tolerance::kGradient);
+  }
+}
+
+TEST_P(Rows, NormsWorkInPlace) {
+  const Matrix x = random(5, 70), w = random(1, 70), b = random(1, 70);
+  Buffer y = put(x, 1, 1);
+  backend_->rms_norm(y.view, put(w).view, 1e-5f, y.view);
+  expect_close(reference::rms_norm(x, w, 1e-5f), y, tolerance::kElementwise);
+  y = put(x, 1, 1);
+  backend_->layer_norm(y.view, put(w).view, put(b).view, 1e-5f, y.view);
+  expect_close(reference::layer_norm(x, w, b, 1e-5f), y, 2 * tolerance::kElementwise);
+}
+
+TEST_P(Rows, Axpy) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols), before = random(rows, cols);
+    Buffer y = poisoned(rows, cols, 3, 1);
+    backend_->axpy(-0.75f, put(x, 1, 2).view, y.view, Write::overwrite);
+    expect_close(scale(-0.75, x), y, tolerance::kElementwise);
+    y = put(before, 3, 1);
+    backend_->axpy(2.5f, put(x, 1, 2).view, y.view, Write::accumulate);
+    expect_close(add(before, scale(2.5, x)), y, tolerance::kElementwise);
+  }
+}
+
+TEST_P(Rows, FillAndCopy) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols);
+    Buffer y = poisoned(rows, cols, 2, 2);
+    backend_->fill(y.view, 1.5f);
+    expect_close(Matrix(rows, cols, 1.5), y, tolerance::kExact);
+    y = poisoned(rows, cols, 2, 2);
+    backend_->copy(put(x, 1, 0).view, y.view);
+    expect_close(x, y, tolerance::kExact);
+    Buffer half = put_bf16(Matrix(rows, cols), 1);
+    backend_->copy(put(x, 1, 0).view, half.view);
+    y = poisoned(rows, cols, 2, 2);
+    backend_->copy(half.view, y.view);
+    expect_close(rounded_to_bf16(x), y, tolerance::kExact);
+  }
+}
+
+TEST_P(Rows, Bf16RoundsTiesToEvenAndKeepsNotANumber) {
+  Matrix x(1, 6);
+  x.values = {1 + 0x1p-8, 1 + 3 * 0x1p-8, 3.5e38, -INFINITY, NAN, 1e-45};
+  Buffer half = put_bf16(Matrix(1, 6)), y = poisoned(1, 6);
+  backend_->copy(put(x).view, half.view);
+  backend_->copy(half.view, y.view);
+  const Matrix found = get(y);
+  EXPECT_EQ(found(0, 0), 1.0);
+  EXPECT_EQ(found(0, 1), 1 + 0x1p-6);
+  EXPECT_EQ(found(0, 2), INFINITY);
+  EXPECT_EQ(found(0, 3), -INFINITY);
+  EXPECT_TRUE(std::isnan(found(0, 4)));
+  EXPECT_EQ(found(0, 5), 0);
+}
+
+TEST_P(Rows, GatherAndScatterAdd) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols), more = random(9, cols);
+    const Indices indices = random_indices(9, rows);  // with repetitions
+    Buffer y = poisoned(9, cols, 1, 1);
+    backend_->gather_rows(put(x, 0, 2).view, put(indices).view, y.view);
+    expect_close(reference::gather(x, indices), y, tolerance::kExact);
+    Buffer sum = put(x, 2, 0);
+    backend_->scatter_add_rows(put(more, 1, 1).view, put(indices).view, sum.view);
+    Matrix expected = x;
+    for (std::int64_t i = 0; i < 9; ++i) {
+      for (std::int64_t c = 0; c < cols; ++c) expected(indices[i], c) += more(i, c);
+    }
+    expect_close(expected, sum, tolerance::kElementwise);
+  }
+}
+
+TEST_P(Rows, NothingToDo) {
+  Buffer y = poisoned(0, 8), x = poisoned(0, 8), none = put(Indices{});
+  backend_->axpy(1, x.view, y.view, Write::overwrite);
+  backend_->gather_rows(put(random(3, 8)).view, none.view, y.view);
+  Buffer sum = put(Matrix(3, 8, 1));
+  backend_->scatter_add_rows(x.view, none.view, sum.view);
+  expect_close(Matrix(3, 8, 1), sum, tolerance::kExact);
+}
+
+}  // namespace
+}  // namespace fedpdpo

@@ -1,0 +1,21 @@
+// How far a backend may be from the double reference: norm of the difference over norm of the reference.
+#pragma once
+
+namespace fedpdpo::tolerance {
+
+inline constexpr double kExact = 0;            ///< moves and masks: embed, gather, copy, dropout's zeros
+inline constexpr double kElementwise = 4e-7;   ///< a few roundings an element: axpy, bias, gate, rotate, norms
+inline constexpr double kActivation = 1e-6;    ///< exp to 1 ulp, erf to 1e-7 absolute
+inline constexpr double kProduct = 2e-6;       ///< sums of up to some thousand fp32 terms
+inline constexpr double kAttention = 4e-6;     ///< a product, exponentials and a second product
+inline constexpr double kGradient = 1e-5;      ///< fp32 backward against central differences in double
+inline constexpr double kLogProb = 4e-7;       ///< log-sum-exp over 49152 terms: a rounding of the result, and a little
+inline constexpr double kAdamW = 1e-6;         ///< a square root and a quotient, several steps
+inline constexpr double kSquaredNorm = 2e-13;  ///< double, against a plain running sum
+/// bf16 weights are exact in the reference; activations are rounded to bf16 (8 bits: 2^-9 an element, averaged by
+/// sums).
+inline constexpr double kProductBf16 = 4e-3;
+/// The same against a reference whose activations are rounded alike: only the fp32 sum is left.
+inline constexpr double kProductBf16Rounded = 2e-6;
+
+}  // namespace fedpdpo::tolerance
