@@ -234,6 +234,7 @@ TEST(ExactSum, ReachesFromDenormalToHuge) {
   EXPECT_EQ(sum_of({{FLT_MIN, 1}, {-least, 1}}), FLT_MIN - least);
   EXPECT_EQ(sum_of({{least, 1e-300}, {least, 1e-300}}), 0.0f);
   EXPECT_EQ(sum_of({{FLT_MAX, 1e-290}, {FLT_MAX, 1e-290}}), 0.0f);
+  EXPECT_EQ(sum_of({{1.0f, 1e-307}, {0.0f, 1e-307}}), 0.0f);  // 2^s would be infinite
   EXPECT_EQ(sum_of({{FLT_MAX, 0.5}, {FLT_MAX, 0.5}}), FLT_MAX);
   EXPECT_EQ(sum_of({{-FLT_MAX, 0.75}, {-FLT_MAX, 0.25}}), -FLT_MAX);
   EXPECT_EQ(sum_of({{FLT_MAX, 1}, {FLT_MAX, 1}, {-FLT_MAX, 1}}), FLT_MAX);

@@ -306,6 +306,24 @@ TEST(Partition, AMinimumAboveTheMaximumMeansTheMaximum) {
   options.max_train = 3;
   const Partition partition = make_partition(one_domain(3, {40, 4, 10}), options);
   for (const ClientShare& client : partition.clients) EXPECT_EQ(count(client, Split::train), 3u);
+
+  options.kind = PartitionKind::iid;
+  options.min_train = 8;  // 20 pairs are too few for four times 8, and enough for four times 3
+  EXPECT_NO_THROW(make_partition(one_domain(1, {20, 4, 10}), options));
+}
+
+TEST(Partition, EveryClientHasATestPair) {
+  PartitionOptions options;
+  options.num_clients = 4;
+  options.min_train = 1;
+  int num_redraws = 0;
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    options.seed = seed;
+    const Partition partition = make_partition(one_domain(1, {4000, 4, 6}), options);
+    num_redraws += partition.num_redraws;
+    for (const ClientShare& client : partition.clients) EXPECT_GE(count(client, Split::test), 1u);
+  }
+  EXPECT_GT(num_redraws, 10);
 }
 
 TEST(Partition, FlipsExactlyTheAskedShare) {

@@ -19,8 +19,8 @@ struct AttentionPlan {
   std::span<const std::int32_t> group_offsets;  ///< (groups + 1) into segments
 };
 
-/// Rows [begin, end) of a matrix belong to the cohort member whose parameters lie at `slot`. Members of one call come in
-/// row order and do not overlap; each has a slot of its own.
+/// Rows [begin, end) of a matrix belong to the cohort member whose parameters lie at `slot`. Members of one call come
+/// in row order and do not overlap; each has a slot of its own.
 struct MemberRows {
   std::int32_t begin = 0, end = 0;
   std::int32_t slot = 0;
