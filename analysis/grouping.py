@@ -26,7 +26,7 @@ METHOD_ORDER = (
 # Without influence on what a run computes.
 _EXECUTION = re.compile(
     r"method|seed|command[-_]line|config|out|resume|threads|ranks|mpi-.*|checkpoint.*|progress|quiet|verbose|log.*"
-    r"|.*cache.*|help|version"
+    r"|.*cache.*|help|version|overwrite|micro-rows"
 )
 # Same experiment, but results can differ in the last bits or in which rounds were looked at: said below the table.
 _NOTED = re.compile(r"device|reduction|reduce|cohort.*|micro-batch.*|eval-every")
@@ -34,7 +34,7 @@ _NOTED = re.compile(r"device|reduction|reduce|cohort.*|micro-batch.*|eval-every"
 _METHOD = re.compile(
     r"lr|lr-.*|loss|loss-.*|beta|lambda|mu|head|head-.*|bottleneck|bottleneck-.*|reward|reward-.*|schedule|schedule-.*"
     r"|private-.*|refit|refit-.*|finetune.*|fine-tune.*|ft-.*|prox.*|server-.*|momentum|tau|beta1|beta2|optimizer.*"
-    r"|moments|keep-moments|label-smoothing|gamma|simpo-.*|orpo-.*|kto-.*|ipo-.*|scaffold-.*|ditto-.*|apfl-.*"
+    r"|adam-.*|clip|weight-decay|warmup-.*|moments|label-smoothing|gamma|simpo-.*|orpo-.*|kto-.*|ipo-.*|scaffold-.*|ditto-.*|apfl-.*"
     r"|fedrep-.*|feddpa-.*|fedprox-.*|flora-.*|rolora-.*|lora-.*|dropout|groups|weighting"
 )
 

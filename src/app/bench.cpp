@@ -1,5 +1,5 @@
-// fedpdpo bench: a training step at a model's shape, against the rate of plain matrix products measured in the same run,
-// interleaved, medians.
+// fedpdpo bench: a training step at a model's shape, against the rate of plain matrix products measured in the same
+// run, interleaved, medians.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -38,7 +38,8 @@ PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int 
   for (int i = 0; i < count; ++i) {
     for (std::size_t p = 0; p < lengths.size(); ++p) {
       for (int t = 0; t < lengths[p]; ++t)
-        parts[p]->tokens.push_back(static_cast<std::uint32_t>(stream.below(static_cast<std::uint64_t>(config.vocab_size))));
+        parts[p]->tokens.push_back(
+            static_cast<std::uint32_t>(stream.below(static_cast<std::uint64_t>(config.vocab_size))));
       parts[p]->offsets.push_back(parts[p]->tokens.size());
     }
     file.label.push_back(0);
@@ -115,14 +116,17 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   const double step = median(seconds), rate = median(rates);
   const double tokens = static_cast<double>(line.bench.pairs) * (lengths[0] + lengths[1] + lengths[2]);
   fmt::print("{} {} on {}, {} thread{}, {}\n", o.method, named ? line.bench.shape : o.model.filename().string(),
-             backend->description(), o.threads, o.threads == 1 ? "" : "s", o.precision == Precision::bf16 ? "bf16" : "fp32");
-  fmt::print("step          {} pair{} of {} tokens (the prompt once), forward, backward and AdamW: {:.3f} s (median of {})\n",
-             line.bench.pairs, line.bench.pairs == 1 ? "" : "s", line.bench.tokens, step, line.bench.repeats);
+             backend->description(), o.threads, o.threads == 1 ? "" : "s",
+             o.precision == Precision::bf16 ? "bf16" : "fp32");
+  fmt::print(
+      "step          {} pair{} of {} tokens (the prompt once), forward, backward and AdamW: {:.3f} s (median of {})\n",
+      line.bench.pairs, line.bench.pairs == 1 ? "" : "s", line.bench.tokens, step, line.bench.repeats);
   fmt::print("tokens        {:.1f} tokens/s, {:.3f} pairs/s\n", tokens / step, line.bench.pairs / step);
   fmt::print("arithmetic    {:.1f} GFLOP a step ({:.1f} forward, {:.1f} backward), {:.1f} GFLOP/s\n",
              operations.total() / 1e9, operations.forward / 1e9, operations.backward / 1e9,
              operations.total() / step / 1e9);
-  fmt::print("products      {:.1f} GFLOP/s for the layers' own matrix products alone, measured in between\n", rate / 1e9);
+  fmt::print("products      {:.1f} GFLOP/s for the layers' own matrix products alone, measured in between\n",
+             rate / 1e9);
   fmt::print("share         {:.1f} % of the products' rate\n", 100 * operations.total() / step / rate);
   return 0;
 }

@@ -1,6 +1,7 @@
 // The subcommands and what they share: input read and checked once, the backbone in the node's shared memory, the plan.
 #pragma once
 
+#include <functional>
 #include <iosfwd>
 #include <map>
 #include <memory>
@@ -32,6 +33,9 @@ struct RunInput {
   Partition partition;
 };
 
+/// InputError if `read`, tried in a child process first, does not survive: HDF5 1.10 crashes on some damaged files.
+void require_sound_hdf5(const std::filesystem::path& path, const std::function<void()>& read);
+
 RunInput read_input(const Communicator& world, const RunOptions& options);
 /// Pairs and partition where there is no model to check against.
 struct PartitionInput {
@@ -59,8 +63,8 @@ struct Operations {
   double forward = 0, backward = 0;
   double total() const { return forward + backward; }
 };
-/// `rows` packed rows, `targets` predicting rows, `attended` (query, key) pairs; counts the frozen maps, LoRA, attention
-/// and the head; weight gradients only where something is trained.
+/// `rows` packed rows, `targets` predicting rows, `attended` (query, key) pairs; counts the frozen maps, LoRA,
+/// attention and the head; weight gradients only where something is trained.
 Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, double rows, double targets,
                             double attended);
 /// Operations of a batch.

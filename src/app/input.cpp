@@ -3,14 +3,26 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <functional>
 
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/io/child.hpp"
 
 namespace fedpdpo {
 
+void require_sound_hdf5(const std::filesystem::path& path, const std::function<void()>& read) {
+  if (!survives_in_child(read))
+    throw InputError(path.string(), "", "a sound HDF5 file", "damage on which the HDF5 library crashes");
+}
+
 PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options) {
+  on_all_ranks(world, [&] {
+    if (world.rank() == 0)
+      for (const std::filesystem::path& path : options.data) require_sound_hdf5(path, [&] { read_pair_file(path); });
+    return 0;
+  });
   return on_all_ranks(world, [&] {
     PairSet pairs = read_pair_set(options.data);
     Partition partition = make_partition(pairs, options.partition);
@@ -72,8 +84,7 @@ std::vector<double> client_costs(const RunInput& input, const RunOptions& option
     // A train row costs a forward and a backward pass of about the same size.
     double cost = train_pairs > 0 ? 2 * options.steps * options.batch * rows[0] / train_pairs : 0;
     if (method.data_scope() == DataScope::pooled) cost = 0;
-    for (Split split : splits)
-      cost += points * rows[static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
+    for (Split split : splits) cost += points * rows[static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
     costs.push_back(cost);
   }
   if (method.data_scope() == DataScope::pooled && pool_pairs > 0)
@@ -118,7 +129,8 @@ Operations count_operations(const ModelConfig& config, const ParameterLayout& la
 double measure_product_rate(Backend& backend, const ModelConfig& config, const Weights& weights, std::int64_t rows,
                             double seconds) {
   using Clock = std::chrono::steady_clock;
-  const std::int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim});
+  const std::int64_t widest =
+      std::max({config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim});
   Tensor x(backend, rows, widest), y(backend, rows, std::max(config.up_width(), config.qkv_width()));
   std::vector<float> numbers(static_cast<std::size_t>(rows * widest));
   RandomStream stream({1, Purpose::bench, 0, 0, 1});

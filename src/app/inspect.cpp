@@ -16,12 +16,13 @@ void inspect_model(const std::filesystem::path& path) {
   const ModelFolder model(path);
   const ModelConfig& c = model.config();
   fmt::print("{}: model, family {}\n", path.string(), c.family);
-  fmt::print("  {} layers, hidden {}, heads {} on {} key-value heads of {}, intermediate {}, vocabulary {}, positions {}\n",
-             c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size, c.vocab_size,
-             c.max_positions);
+  fmt::print(
+      "  {} layers, hidden {}, heads {} on {} key-value heads of {}, intermediate {}, vocabulary {}, positions {}\n",
+      c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size, c.vocab_size,
+      c.max_positions);
   fmt::print("  {:.2f} M parameters in layers, {:.2f} M in the embedding, head {}\n",
-             static_cast<double>(c.layer_parameters()) / 1e6,
-             static_cast<double>(c.vocab_size * c.hidden_size) / 1e6, c.tied_head ? "tied" : "its own");
+             static_cast<double>(c.layer_parameters()) / 1e6, static_cast<double>(c.vocab_size * c.hidden_size) / 1e6,
+             c.tied_head ? "tied" : "its own");
   fmt::print("  tokenizer sha256 {}\n  content sha256 {}\n", model.tokenizer_sha256(), model.content_hash());
 }
 
@@ -35,9 +36,10 @@ void inspect_pairs(const std::filesystem::path& path) {
   }
   fmt::print("{}: preference pairs of domain {}{}\n", path.string(), pairs.domain,
              pairs.synthetic ? " (synthetic)" : "");
-  fmt::print("  {} pairs: train {}, validation {}, test {}; at most {} tokens; {} prompt, {} chosen, {} rejected tokens\n",
-             pairs.size(), splits[0], splits[1], splits[2], pairs.max_length, pairs.prompt.tokens.size(),
-             pairs.chosen.tokens.size(), pairs.rejected.tokens.size());
+  fmt::print(
+      "  {} pairs: train {}, validation {}, test {}; at most {} tokens; {} prompt, {} chosen, {} rejected tokens\n",
+      pairs.size(), splits[0], splits[1], splits[2], pairs.max_length, pairs.prompt.tokens.size(),
+      pairs.chosen.tokens.size(), pairs.rejected.tokens.size());
   fmt::print("  tokenizer {} ({}), vocabulary {}; source {}, licence {}\n", pairs.tokenizer_name,
              pairs.tokenizer_sha256.substr(0, 12), pairs.vocab_size, pairs.source, pairs.license);
   for (std::size_t l = 0; l < labels.size(); ++l) fmt::print("  {:>7}  {}\n", labels[l], pairs.label_names[l]);
@@ -78,6 +80,10 @@ void inspect(const std::filesystem::path& path) {
     if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
     throw InputError(path.string(), "", "a model folder (config.json) or a checkpoint (manifest.json)", "neither");
   }
+  require_sound_hdf5(path, [&] {
+    const Hdf5Reader tasted(path);
+    if (tasted.attribute<std::string>("/", "format") == "fedpdpo-pairs") read_pair_file(path);
+  });
   const Hdf5Reader file(path);
   const std::string format = file.attribute<std::string>("/", "format").value_or("none");
   if (format == "fedpdpo-pairs") return inspect_pairs(path);

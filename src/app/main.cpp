@@ -3,22 +3,29 @@
 #include <fmt/format.h>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/fed/stop_signal.hpp"
 
 namespace {
 
 int dispatch(const fedpdpo::Communicator& world, const fedpdpo::CommandLine& line) {
   using fedpdpo::Command;
   switch (line.command) {
-    case Command::run: return fedpdpo::run_command(world, line);
-    case Command::plan: return fedpdpo::plan_command(world, line);
-    case Command::partition: return fedpdpo::partition_command(world, line);
-    case Command::inspect: return fedpdpo::inspect_command(world, line);
-    case Command::bench: return fedpdpo::bench_command(world, line);
+    case Command::run:
+      return fedpdpo::run_command(world, line);
+    case Command::plan:
+      return fedpdpo::plan_command(world, line);
+    case Command::partition:
+      return fedpdpo::partition_command(world, line);
+    case Command::inspect:
+      return fedpdpo::inspect_command(world, line);
+    case Command::bench:
+      return fedpdpo::bench_command(world, line);
     case Command::help:
       if (world.rank() == 0) fmt::print("{}\n", line.help);
       return 0;
@@ -32,6 +39,8 @@ int dispatch(const fedpdpo::Communicator& world, const fedpdpo::CommandLine& lin
 }  // namespace
 
 int main(int argc, char** argv) {
+  // From the first moment on: a warning signal that comes during start-up stops the run at its first step.
+  if (argc > 1 && std::string_view(argv[1]) == "run") fedpdpo::watch_stop_signals();
   fedpdpo::MpiSession session(&argc, &argv);
   const fedpdpo::Communicator world = fedpdpo::Communicator::world();
   fedpdpo::set_log_rank(world.rank());

@@ -83,10 +83,12 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   fmt::print("exchange      {} up and {} down per client and round\n",
              bytes_text(4.0 * static_cast<double>(layout.shared_size())),
              bytes_text(4.0 * static_cast<double>(layout.shared_size())));
-  fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n", pair.rows,
-             pair.targets, per_pair.total() / 1e9);
-  fmt::print("time          about {:.1f} s a round at the {:.0f} GFLOP/s measured now on a rank, {:.0f} s in all, "
-             "without the reference pass\n", seconds, rate / 1e9, seconds * o.rounds);
+  fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n",
+             pair.rows, pair.targets, per_pair.total() / 1e9);
+  fmt::print(
+      "time          about {:.1f} s a round at the {:.0f} GFLOP/s measured now on a rank, {:.0f} s in all, "
+      "without the reference pass\n",
+      seconds, rate / 1e9, seconds * o.rounds);
   fmt::print("balance       imbalance {:.3f} (slowest rank over the mean)\n", placement.imbalance());
   for (int rank = 0; rank < world.size(); ++rank) {
     std::string names;
@@ -103,8 +105,8 @@ int partition_command(const Communicator& world, const CommandLine& line) {
   if (world.rank() != 0) return 0;
   const std::vector<std::int64_t> histogram = input.partition.label_histogram(input.pairs);
   const std::size_t labels = input.pairs.label_names.size();
-  fmt::print("{:<24} {:>7} {:>10} {:>6}  {:<8} categories (share of its train pairs)\n", "client", "train", "validation",
-             "test", "flipped");
+  fmt::print("{:<24} {:>7} {:>10} {:>6}  {:<8} categories (share of its train pairs)\n", "client", "train",
+             "validation", "test", "flipped");
   for (std::size_t c = 0; c < input.partition.clients.size(); ++c) {
     const ClientShare& client = input.partition.clients[c];
     std::vector<std::pair<std::int64_t, std::size_t>> counts;
@@ -119,7 +121,8 @@ int partition_command(const Communicator& world, const CommandLine& line) {
     fmt::print("{:<24} {:>7} {:>10} {:>6}  {:<8} {}\n", client.name, client.pairs[0].size(), client.pairs[1].size(),
                client.pairs[2].size(), client.flipped ? "yes" : "no", top);
   }
-  if (input.partition.num_redraws > 0) fmt::print("redrawn {} times for the least sizes\n", input.partition.num_redraws);
+  if (input.partition.num_redraws > 0)
+    fmt::print("redrawn {} times for the least sizes\n", input.partition.num_redraws);
   return 0;
 }
 

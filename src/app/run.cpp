@@ -4,7 +4,6 @@
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
-#include "fedpdpo/fed/stop_signal.hpp"
 #include "fedpdpo/io/file.hpp"
 
 namespace fedpdpo {
@@ -20,7 +19,6 @@ void require_output(const RunOptions& options) {
 
 int run_command(const Communicator& world, const CommandLine& line) {
   const RunOptions& options = line.run;
-  watch_stop_signals();
   on_all_ranks(world, [&] {
     if (world.rank() == 0) require_output(options);
     return 0;
@@ -28,6 +26,8 @@ int run_command(const Communicator& world, const CommandLine& line) {
   RunInput input = read_input(world, options);
   const MethodInfo& info = *find_method(options.method);
   const std::unique_ptr<FederatedMethod> method = info.make(options);
+  // Before hours of reference log-probabilities: do the modules fit the model?
+  ParameterLayout(input.model.config(), options.adapter, method->shared_groups());
   const std::unique_ptr<Backend> backend = make_backend(options);
   const Backbone backbone = load_backbone(world, input.model, weight_type(options));
   const Placement placement = place_clients(client_costs(input, options, *method), world.size());
@@ -35,9 +35,9 @@ int run_command(const Communicator& world, const CommandLine& line) {
                        input.partition.clients.size(), world.size(), world.size() == 1 ? "" : "s",
                        placement.imbalance(), options.model.filename().string(), backend->description()));
 
-  ReferenceRequest request{{}, backend->name() + (options.precision == Precision::bf16 ? "-bf16" : "-fp32"),
-                           options.reference_cache};
-  if (world.rank() == 0) request.model_hash = input.model.content_hash();
+  ReferenceRequest request{
+      {}, backend->name() + (options.precision == Precision::bf16 ? "-bf16" : "-fp32"), options.reference_cache};
+  request.model_hash = world.broadcast(world.rank() == 0 ? input.model.content_hash() : std::string(), 0);
   ReferenceReport report;
   const ReferenceLogProbs reference = reference_log_probs(world, *backend, input.model.config(), backbone.weights,
                                                           input.pairs, input.partition, request, report);
@@ -53,7 +53,7 @@ int run_command(const Communicator& world, const CommandLine& line) {
   const auto facts = environment_facts(world, *backend, options, placement);
   if (run_file) run_file->write_environment(facts);
   Federation federation({world, *backend, input.model.config(), backbone.weights, input.pairs, input.partition,
-                         placement, reference, options, *method});
+                         placement, reference, options, *method, request.model_hash});
   federation.run(run_file.get());
   log_info("wrote " + options.out.string());
   return 0;

@@ -29,8 +29,8 @@ std::vector<int> draw_participants(std::span<const int> clients, double particip
   const double wanted = participation <= 1 ? std::round(participation * static_cast<double>(n)) : participation;
   const auto count = std::clamp<std::size_t>(static_cast<std::size_t>(std::max(1.0, wanted)), 1, n);
   if (count == n) return {clients.begin(), clients.end()};
-  RandomStream stream({seed, Purpose::participation, static_cast<std::uint32_t>(group),
-                       static_cast<std::uint32_t>(round), 0});
+  RandomStream stream(
+      {seed, Purpose::participation, static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(round), 0});
   const std::vector<std::uint32_t> order = stream.permutation(static_cast<std::uint32_t>(n));
   std::vector<int> chosen;
   for (std::size_t i = 0; i < count; ++i) chosen.push_back(clients[order[i]]);
@@ -40,7 +40,10 @@ std::vector<int> draw_participants(std::span<const int> clients, double particip
 
 AggregationGroup::AggregationGroup(const Communicator& world, int index, std::span<const int> members,
                                    std::vector<int> clients, std::vector<std::size_t> blocks, Reduction reduction)
-    : index_(index), clients_(std::move(clients)), blocks_(std::move(blocks)), reduction_(reduction),
+    : index_(index),
+      clients_(std::move(clients)),
+      blocks_(std::move(blocks)),
+      reduction_(reduction),
       communicator_(world.subgroup(members, index)) {
   server.values.resize(blocks_.back());
 }

@@ -26,9 +26,12 @@ std::vector<int> clients_of_rank(const FederationInput& in) { return in.placemen
 }  // namespace
 
 Federation::Federation(const FederationInput& input)
-    : in_(input), splits_(parse_splits(input.options.eval_splits)),
-      layout_(input.config, input.options.adapter, input.method.shared_groups()), table_(splits_),
-      loss_(effective_loss(input.options)), policy_(input.backend, input.config, input.weights, layout_),
+    : in_(input),
+      splits_(parse_splits(input.options.eval_splits)),
+      layout_(input.config, input.options.adapter, input.method.shared_groups()),
+      table_(splits_),
+      loss_(effective_loss(input.options)),
+      policy_(input.backend, input.config, input.weights, layout_),
       clients_(input.backend, layout_, input.weights, input.partition, input.reference, clients_of_rank(input), table_,
                input.options.seed()) {
   const RunOptions& o = in_.options;
@@ -38,8 +41,8 @@ Federation::Federation(const FederationInput& input)
   if (!clients_.all().empty()) {
     TrainerOptions trainer{loss_, o.optimizer, o.batch, o.micro_rows, o.rounds, o.seed()};
     const int slots = o.cohort > 1 ? static_cast<int>(clients_.all().size()) : 1;
-    trainer_ = std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer,
-                                              slots);
+    trainer_ =
+        std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer, slots);
   }
 
   const std::vector<int> group_of_client = group_of_clients(o.groups, in_.partition);
@@ -58,8 +61,8 @@ Federation::Federation(const FederationInput& input)
     }
     if (!ranks.contains(in_.world.rank())) continue;
     const std::vector<int> rank_list(ranks.begin(), ranks.end());
-    groups_.push_back(std::make_unique<AggregationGroup>(in_.world, g, rank_list, members, layout_.shared_blocks(),
-                                                         o.reduce));
+    groups_.push_back(
+        std::make_unique<AggregationGroup>(in_.world, g, rank_list, members, layout_.shared_blocks(), o.reduce));
     groups_.back()->server.values = initial;
   }
   for (const auto& group : groups_) {
@@ -129,9 +132,7 @@ std::vector<int> Federation::participants(const AggregationGroup& group, int rou
   return draw_participants(group.clients(), in_.options.participation, in_.options.seed(), round, group.index());
 }
 
-bool Federation::participates(int client) const {
-  return std::binary_search(present_.begin(), present_.end(), client);
-}
+bool Federation::participates(int client) const { return std::binary_search(present_.begin(), present_.end(), client); }
 
 void Federation::begin_round() {
   present_.clear();
@@ -173,9 +174,9 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
   std::vector<Member> members;
   for (HostedClient* client : cohort) {
     const bool pooled = in_.method.data_scope() == DataScope::pooled;
-    members.push_back({&client->state, &client->data,
-                       pooled ? std::span<const ClientPair>(pool_)
-                              : std::span<const ClientPair>(client->data.of(Split::train))});
+    members.push_back(
+        {&client->state, &client->data,
+         pooled ? std::span<const ClientPair>(pool_) : std::span<const ClientPair>(client->data.of(Split::train))});
   }
   const auto hook = [&](const Member& member, ConstView values, View gradient) {
     const AggregationGroup* group = group_of(member.state->client);
@@ -224,9 +225,8 @@ bool Federation::evaluate_all(Point point) {
   if (same && point == Point::before) return true;
   for (HostedClient& client : clients_.all()) {
     for (Split split : splits_) {
-      const auto evaluation =
-          evaluate(in_.pairs, policy_, clients_.buffers().parameters(), client.state.slot, loss_,
-                   client.data.of(split), in_.options.micro_rows, stop_requested);
+      const auto evaluation = evaluate(in_.pairs, policy_, clients_.buffers().parameters(), client.state.slot, loss_,
+                                       client.data.of(split), in_.options.micro_rows, stop_requested);
       if (!evaluation) return false;
       table_.set_evaluation(client.row, split, point, *evaluation);
       if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;

@@ -17,11 +17,22 @@ std::string group_file(int group) { return fmt::format("group-{:05}", group); }
 
 /// Options that do not change what a run computes: a checkpoint of other values is taken up all the same.
 bool is_execution_option(const std::string& name) {
-  static const char* const names[] = {"out",     "overwrite",   "resume",     "checkpoint-every", "checkpoint-dir",
-                                      "threads", "reference-cache", "model", "data",            "config"};
+  static const char* const names[] = {
+      "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads", "reference-cache",
+      "model", "data",      "config"};
   for (const char* known : names)
     if (name == known) return true;
   return false;
+}
+
+/// What a run and the checkpoint that it takes up must agree in: options, and the content of the input wherever it lies.
+std::map<std::string, std::string> identity(const FederationInput& in) {
+  std::string data;
+  for (const PairFile& file : in.pairs.files) data += (data.empty() ? "" : " ") + file.content_hash;
+  std::map<std::string, std::string> facts{{"sha256.model", in.model_hash}, {"sha256.data", data}};
+  for (const auto& [name, value] : describe(in.options))
+    if (!is_execution_option(name)) facts["option." + name] = value;
+  return facts;
 }
 
 }  // namespace
@@ -106,7 +117,8 @@ FinalMargins Federation::gather_margins() {
     }
   }
   for (const auto& [client, numbers] : by_client) {
-    const auto& pairs = in_.partition.clients[static_cast<std::size_t>(client)].pairs[static_cast<std::size_t>(Split::test)];
+    const auto& pairs =
+        in_.partition.clients[static_cast<std::size_t>(client)].pairs[static_cast<std::size_t>(Split::test)];
     const std::size_t n = numbers.size() / 3;
     check(n == pairs.size(), "one margin a test pair");
     for (std::size_t i = 0; i < n; ++i) {
@@ -129,8 +141,8 @@ std::filesystem::path Federation::checkpoint_directory() const {
 void Federation::save_or_throw(bool stop) {
   if (!stop) return;
   save();
-  throw RequeueRequest(fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_,
-                                   checkpoint_directory().string()));
+  throw RequeueRequest(
+      fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_, checkpoint_directory().string()));
 }
 
 void Federation::save() {
@@ -151,19 +163,19 @@ void Federation::save() {
   }
   std::map<std::string, std::string> facts{
       {"stage", stage_ == Stage::before_exchange ? "before-exchange" : "after-exchange"}};
-  for (const auto& [name, value] : describe(in_.options))
-    if (!is_execution_option(name)) facts["option." + name] = value;
+  facts.merge(identity(in_));
   writer.commit(facts);
 }
 
 void Federation::restore() {
   const auto reader = CheckpointReader::find(in_.world, checkpoint_directory());
   if (!reader) return;
-  for (const auto& [name, value] : describe(in_.options)) {
-    if (is_execution_option(name)) continue;
-    auto found = reader->facts().find("option." + name);
+  for (const auto& [name, value] : identity(in_)) {
+    auto found = reader->facts().find(name);
     const std::string theirs = found == reader->facts().end() ? "none" : found->second;
-    if (theirs != value) throw InputError(checkpoint_directory().string(), "--" + name, theirs + " as it was begun with", value);
+    if (theirs != value)
+      throw InputError(checkpoint_directory().string(), "--" + name.substr(name.find('.') + 1),
+                       theirs + " as it was begun with", value);
   }
   round_ = reader->round();
   serial_ = reader->serial() + 1;

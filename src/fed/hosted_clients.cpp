@@ -31,7 +31,9 @@ ClientData client_data(const Partition& partition, int client, const ReferenceLo
 HostedClients::HostedClients(Backend& backend, const ParameterLayout& layout, const Weights& weights,
                              const Partition& partition, const ReferenceLogProbs& reference, std::vector<int> clients,
                              const RoundTable& table, std::uint64_t seed)
-    : backend_(backend), layout_(layout), numbers_(std::move(clients)),
+    : backend_(backend),
+      layout_(layout),
+      numbers_(std::move(clients)),
       buffers_(backend, layout, static_cast<int>(numbers_.size())) {
   std::vector<float> values(layout.size());
   for (int client : numbers_) {

@@ -17,7 +17,7 @@ namespace fedpdpo {
 namespace {
 
 /// Raised when kernels change what a log-probability comes out as.
-constexpr int cache_version = 1;
+constexpr int cache_version = 2;
 constexpr std::int32_t chunk_rows = 1024;
 constexpr double missing = std::numeric_limits<double>::quiet_NaN();
 
@@ -31,6 +31,10 @@ std::filesystem::path cache_path(const ReferenceRequest& request, const PairFile
   return request.cache / ("reference-" + sha256(std::as_bytes(std::span(key))).substr(0, 32) + ".safetensors");
 }
 
+std::string checksum(std::span<const double> chosen, std::span<const double> rejected) {
+  return sha256(std::as_bytes(chosen)) + sha256(std::as_bytes(rejected));
+}
+
 /// A cache that does not read is computed again: it holds nothing that cannot be had anew.
 bool read_cache(const std::filesystem::path& path, FileNumbers& numbers) {
   if (!std::filesystem::exists(path)) return false;
@@ -38,6 +42,9 @@ bool read_cache(const std::filesystem::path& path, FileNumbers& numbers) {
     const SafetensorsFile file(path);
     const std::int64_t shape[] = {static_cast<std::int64_t>(numbers.chosen.size())};
     const auto chosen = file.read<double>("chosen", shape), rejected = file.read<double>("rejected", shape);
+    const auto stored = file.metadata().find("sha256");
+    if (stored == file.metadata().end() || stored->second != checksum(chosen, rejected))
+      throw InputError(path.string(), "sha256", "the numbers that were written", "others");
     numbers.chosen.assign(chosen.begin(), chosen.end());
     numbers.rejected.assign(rejected.begin(), rejected.end());
     return true;
@@ -52,7 +59,8 @@ void write_cache(const std::filesystem::path& path, const FileNumbers& numbers) 
                                    tensor_to_write<double>("rejected", numbers.rejected)};
   try {
     std::filesystem::create_directories(path.parent_path());
-    write_safetensors(path, tensors, {{"format", "fedpdpo-reference"}});
+    write_safetensors(path, tensors,
+                      {{"format", "fedpdpo-reference"}, {"sha256", checksum(numbers.chosen, numbers.rejected)}});
   } catch (const std::exception& error) {
     log_warning(fmt::format("the reference cache was not written ({}); the run goes on", error.what()));
   }

@@ -70,25 +70,25 @@ RoundTable::RoundTable(std::span<const Split> splits) {
   for (Split split : splits)
     for (Point point : {Point::before, Point::after})
       for (const EvaluationMetric& metric : evaluation_metrics)
-        columns_.push_back({path_of(split, point, metric.name), metric.units,
-                            fmt::format("{} on the client's {} pairs, {}", metric.description,
-                                        split_names[static_cast<std::size_t>(split)],
-                                        point == Point::before ? "its model as local training left it"
-                                                               : "its model after the exchange"),
-                            Total::mean});
-  columns_.insert(columns_.end(),
-                  {{"train/loss", "nat", "mean loss over the pairs of the local steps", Total::mean},
-                   {"train/accuracy", "1", "share of those pairs with margin above 0, before each step", Total::mean},
-                   {"train/grad_norm_shared", "1", "mean norm of LoRA's gradient before clipping", Total::mean},
-                   {"train/grad_norm_private", "1", "mean norm of the private modules' gradient before clipping",
-                    Total::mean},
-                   {"train/tokens", "token", "tokens trained on, a pair's prompt counted once", Total::sum},
-                   {"train/pairs", "pair", "pairs trained on", Total::sum},
-                   {"train/steps", "step", "local steps", Total::sum},
-                   {"train/participated", "1", "1 where the client was sampled in the round", Total::sum},
-                   {"train/left_out", "1", "1 where its update was not finite and was left out", Total::sum},
-                   {"train/bytes_up", "byte", "sent by the client: its shared parameters", Total::sum},
-                   {"train/bytes_down", "byte", "received by the client", Total::sum}});
+        columns_.push_back(
+            {path_of(split, point, metric.name), metric.units,
+             fmt::format(
+                 "{} on the client's {} pairs, {}", metric.description, split_names[static_cast<std::size_t>(split)],
+                 point == Point::before ? "its model as local training left it" : "its model after the exchange"),
+             Total::mean});
+  columns_.insert(
+      columns_.end(),
+      {{"train/loss", "nat", "mean loss over the pairs of the local steps", Total::mean},
+       {"train/accuracy", "1", "share of those pairs with margin above 0, before each step", Total::mean},
+       {"train/grad_norm_shared", "1", "mean norm of LoRA's gradient before clipping", Total::mean},
+       {"train/grad_norm_private", "1", "mean norm of the private modules' gradient before clipping", Total::mean},
+       {"train/tokens", "token", "tokens trained on, a pair's prompt counted once", Total::sum},
+       {"train/pairs", "pair", "pairs trained on", Total::sum},
+       {"train/steps", "step", "local steps", Total::sum},
+       {"train/participated", "1", "1 where the client was sampled in the round", Total::sum},
+       {"train/left_out", "1", "1 where its update was not finite and was left out", Total::sum},
+       {"train/bytes_up", "byte", "sent by the client: its shared parameters", Total::sum},
+       {"train/bytes_down", "byte", "received by the client", Total::sum}});
 }
 
 std::size_t RoundTable::index(std::string_view path) const {
@@ -138,8 +138,9 @@ void RoundTable::set_training(std::vector<double>& row, const RoundSums& sums, b
 void RoundTable::define(History& history, int num_clients) const {
   for (const Column& column : columns_) {
     history.define("/clients/" + column.path, static_cast<std::size_t>(num_clients), column.units, column.description);
-    history.define("/rounds/" + column.path, 1, column.units,
-                   fmt::format("{} over clients: {}", column.total == Total::mean ? "mean" : "sum", column.description));
+    history.define(
+        "/rounds/" + column.path, 1, column.units,
+        fmt::format("{} over clients: {}", column.total == Total::mean ? "mean" : "sum", column.description));
   }
 }
 

@@ -19,10 +19,14 @@ void require(bool condition, const std::filesystem::path& file, std::string_view
 
 void check_config(const ModelConfig& c, const std::filesystem::path& file) {
   constexpr std::int64_t most = std::int64_t{1} << 30;
-  const std::pair<const char*, std::int64_t> sizes[] = {
-      {"vocab_size", c.vocab_size},       {"hidden size", c.hidden_size}, {"intermediate size", c.intermediate_size},
-      {"number of layers", c.num_layers}, {"number of heads", c.num_heads},
-      {"number of key-value heads", c.num_kv_heads}, {"head_dim", c.head_dim}, {"maximum positions", c.max_positions}};
+  const std::pair<const char*, std::int64_t> sizes[] = {{"vocab_size", c.vocab_size},
+                                                        {"hidden size", c.hidden_size},
+                                                        {"intermediate size", c.intermediate_size},
+                                                        {"number of layers", c.num_layers},
+                                                        {"number of heads", c.num_heads},
+                                                        {"number of key-value heads", c.num_kv_heads},
+                                                        {"head_dim", c.head_dim},
+                                                        {"maximum positions", c.max_positions}};
   for (const auto& [field, value] : sizes)
     require(value > 0 && value < most, file, field, "a whole number from 1 to 2^30", value);
   require(c.num_heads % c.num_kv_heads == 0, file, "number of key-value heads", "a divisor of the number of heads",
@@ -55,10 +59,14 @@ ModelConfig llama_shape(std::int64_t d, std::int64_t layers, std::int64_t heads,
 
 std::array<std::int64_t, 2> ModelConfig::block_shape(Block block) const {
   switch (block) {
-    case Block::qkv: return {qkv_width(), hidden_size};
-    case Block::output: return {hidden_size, num_heads * head_dim};
-    case Block::up: return {up_width(), hidden_size};
-    case Block::down: return {hidden_size, intermediate_size};
+    case Block::qkv:
+      return {qkv_width(), hidden_size};
+    case Block::output:
+      return {hidden_size, num_heads * head_dim};
+    case Block::up:
+      return {up_width(), hidden_size};
+    case Block::down:
+      return {hidden_size, intermediate_size};
   }
   contract_violation("block", "unknown block", std::source_location::current());
 }

@@ -33,8 +33,8 @@ std::size_t Decoder::buffer_bytes(std::int64_t rows, Pass pass) const {
   for (int b = 0; b < num_blocks && layout_.lowest_lora_layer() < config_.num_layers; ++b)
     low_rank += static_cast<std::int64_t>(layout_.sites(layout_.lowest_lora_layer(), static_cast<Block>(b)).size()) *
                 layout_.options().lora_rank;
-  const std::int64_t layer = config_.qkv_width() + config_.num_heads * config_.head_dim + config_.num_heads + d + up +
-                             low_rank;
+  const std::int64_t layer =
+      config_.qkv_width() + config_.num_heads * config_.head_dim + config_.num_heads + d + up + low_rank;
   const auto kept = static_cast<std::int64_t>(pass == Pass::train ? slot(config_.num_layers - 1) + 1 : 1);
   std::int64_t floats = kept * layer + (kept + 1) * d + 2 * d + inner;
   if (pass == Pass::train) floats += std::max(up, config_.qkv_width()) + inner + d + low_rank;
@@ -64,8 +64,8 @@ void Decoder::reserve(std::int64_t rows, Pass pass) {
     grow(layer.lse, n, config_.num_heads);
     grow(layer.middle, n, d);
     grow(layer.up, n, config_.up_width());
-    const auto first = static_cast<int>(std::min<std::int64_t>(
-        static_cast<std::int64_t>(i) + layout_.lowest_lora_layer(), config_.num_layers - 1));
+    const auto first = static_cast<int>(
+        std::min<std::int64_t>(static_cast<std::int64_t>(i) + layout_.lowest_lora_layer(), config_.num_layers - 1));
     for (int b = 0; b < num_blocks; ++b)
       grow(layer.low_rank[static_cast<std::size_t>(b)], n,
            static_cast<std::int64_t>(layout_.sites(first, static_cast<Block>(b)).size()) * layout_.options().lora_rank);
@@ -106,7 +106,8 @@ void Decoder::apply_dropout(const BatchView& batch, const LoraDropout& dropout, 
   for (std::size_t i = 0; i < batch.members.size(); ++i) {
     const MemberRows& m = batch.members[i];
     if (m.begin == m.end) continue;
-    backend_.dropout(dropout.p, dropout.streams[i], site + dropout.first_row, x.row_range(m.begin, m.end),
+    const std::int64_t first = dropout.first_rows.empty() ? 0 : dropout.first_rows[i];
+    backend_.dropout(dropout.p, dropout.streams[i], site + first, x.row_range(m.begin, m.end),
                      y.row_range(m.begin, m.end), mode);
   }
 }
@@ -126,10 +127,9 @@ void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, co
                           layout_.stacked_a(layer, block, p.values, p.slot_stride), u, Write::overwrite);
   const std::int32_t rank = layout_.options().lora_rank;
   for (const LoraSite& site : sites)
-    backend_.grouped_matmul(batch.members, Multiply::by_transpose, layout_.lora_scale(),
-                            u.columns(site.u_begin, site.u_begin + rank),
-                            layout_.matrix(site.b, p.values, p.slot_stride), y.columns(site.begin, site.end),
-                            Write::accumulate);
+    backend_.grouped_matmul(
+        batch.members, Multiply::by_transpose, layout_.lora_scale(), u.columns(site.u_begin, site.u_begin + rank),
+        layout_.matrix(site.b, p.values, p.slot_stride), y.columns(site.begin, site.end), Write::accumulate);
 }
 
 void Decoder::linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,

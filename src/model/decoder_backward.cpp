@@ -15,8 +15,7 @@ void Decoder::norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, W
 }
 
 void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
-                            const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y,
-                            View* d_x) {
+                            const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View* d_x) {
   std::span<const LoraSite> sites = layout_.sites(layer, block);
   if (sites.empty()) return;
   const std::int32_t rank = layout_.options().lora_rank;
@@ -74,8 +73,7 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
   // d_h becomes d_x, the gradient of the residual stream, and stays it all the way down.
   View d_x = d_h;
   backend_.copy(d_h, d_normed);
-  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_.final_norm, d_normed, d_x,
-                Write::overwrite);
+  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_.final_norm, d_normed, d_x, Write::overwrite);
 
   const int lowest = layout_.lowest_lora_layer();
   for (auto layer = static_cast<int>(config_.num_layers) - 1; layer >= lowest; --layer) {

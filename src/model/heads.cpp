@@ -57,7 +57,9 @@ void Heads::bottleneck_backward(std::span<const MemberRows> members, const Cohor
     View d_a = scratch(d_outer_, h.rows, d);
     // The gate's backward gives d_h as well; without a taker, or in place of d_z, it goes to scratch first.
     View direct = scratch(d_h_unused_, h.rows, d);
-    ClientMatrix d_gate = wanted ? gradient(layout_.bottleneck_gate) : ClientMatrix{};
+    // Where the gate is not trained its gradient is computed all the same, into a place of its own.
+    ClientMatrix d_gate{scratch(d_gate_unused_, 1, d).f32(), 1, d, 0};
+    if (wanted) d_gate = gradient(layout_.bottleneck_gate);
     backend_.grouped_gate_backward(members, h, outer_.first(h.rows), matrix(layout_.bottleneck_gate), d_z, direct,
                                    Write::overwrite, d_a, d_gate, g.write);
     if (d_h) backend_.copy(direct, d_h_direct);

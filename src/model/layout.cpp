@@ -51,11 +51,16 @@ void uniform(RandomStream& stream, double bound, std::span<float> values) {
 
 std::string_view group_name(Group group) {
   switch (group) {
-    case Group::lora_a: return "lora_a";
-    case Group::lora_b: return "lora_b";
-    case Group::bottleneck: return "bottleneck";
-    case Group::head: return "head";
-    case Group::reward: return "reward";
+    case Group::lora_a:
+      return "lora_a";
+    case Group::lora_b:
+      return "lora_b";
+    case Group::bottleneck:
+      return "bottleneck";
+    case Group::head:
+      return "head";
+    case Group::reward:
+      return "reward";
   }
   return "?";
 }
@@ -115,7 +120,9 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
     range.begin = size_;
     switch (group) {
       case Group::lora_a:
-      case Group::lora_b: add_lora(group); break;
+      case Group::lora_b:
+        add_lora(group);
+        break;
       case Group::bottleneck:
         if (m <= 0) break;
         bottleneck_down = add("bottleneck.down", group, m, d);
@@ -202,8 +209,8 @@ void ParameterLayout::initialize(std::uint64_t seed, int client, ConstView pretr
       RandomStream stream({seed, Purpose::lora_init, 0, 0, name_hash});
       uniform(stream, 1.0 / std::sqrt(static_cast<double>(p.cols)), part);
     } else if (index == bottleneck_down || index == head_p) {
-      RandomStream stream({seed, Purpose::module_init, static_cast<std::uint32_t>(client), 0,
-                           index == bottleneck_down ? 0u : 1u});
+      RandomStream stream(
+          {seed, Purpose::module_init, static_cast<std::uint32_t>(client), 0, index == bottleneck_down ? 0u : 1u});
       uniform(stream, 1.0 / std::sqrt(static_cast<double>(p.cols)), part);
     } else if (index == head_weight) {
       check(pretrained_head.rows == p.rows && pretrained_head.cols == p.cols, "initialize: the head's shape differs");

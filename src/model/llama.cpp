@@ -35,8 +35,8 @@ void read_llama(const nlohmann::json& json, const std::filesystem::path& file, M
   c.num_layers = json_required<std::int64_t>(json, "num_hidden_layers", file);
   c.num_heads = json_required<std::int64_t>(json, "num_attention_heads", file);
   c.num_kv_heads = json_optional<std::int64_t>(json, "num_key_value_heads", file).value_or(c.num_heads);
-  c.head_dim = json_optional<std::int64_t>(json, "head_dim", file)
-                   .value_or(c.num_heads > 0 ? c.hidden_size / c.num_heads : 0);
+  c.head_dim =
+      json_optional<std::int64_t>(json, "head_dim", file).value_or(c.num_heads > 0 ? c.hidden_size / c.num_heads : 0);
   c.max_positions = json_optional<std::int64_t>(json, "max_position_embeddings", file).value_or(2048);
   c.norm = NormKind::rms;
   c.norm_eps = static_cast<float>(json_optional<double>(json, "rms_norm_eps", file).value_or(1e-6));
@@ -56,9 +56,12 @@ void read_llama(const nlohmann::json& json, const std::filesystem::path& file, M
   const auto kv = static_cast<std::int32_t>(c.num_kv_heads * c.head_dim);
   const auto i = static_cast<std::int32_t>(c.intermediate_size);
   const auto d = static_cast<std::int32_t>(c.hidden_size);
-  c.sites = {{Block::qkv, "self_attn.q_proj", 0, q},          {Block::qkv, "self_attn.k_proj", q, q + kv},
-             {Block::qkv, "self_attn.v_proj", q + kv, q + 2 * kv}, {Block::output, "self_attn.o_proj", 0, d},
-             {Block::up, "mlp.gate_proj", 0, i},              {Block::up, "mlp.up_proj", i, 2 * i},
+  c.sites = {{Block::qkv, "self_attn.q_proj", 0, q},
+             {Block::qkv, "self_attn.k_proj", q, q + kv},
+             {Block::qkv, "self_attn.v_proj", q + kv, q + 2 * kv},
+             {Block::output, "self_attn.o_proj", 0, d},
+             {Block::up, "mlp.gate_proj", 0, i},
+             {Block::up, "mlp.up_proj", i, 2 * i},
              {Block::down, "mlp.down_proj", 0, d}};
 }
 

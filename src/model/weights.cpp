@@ -126,8 +126,8 @@ void fill_rotary_tables(const ModelConfig& c, const Weights& w) {
       if (wavelength > original / s.low_frequency_factor) {
         frequency /= s.factor;
       } else if (wavelength > original / s.high_frequency_factor) {
-        const double smooth = (original / wavelength - s.low_frequency_factor) /
-                              (s.high_frequency_factor - s.low_frequency_factor);
+        const double smooth =
+            (original / wavelength - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor);
         frequency = (1 - smooth) * frequency / s.factor + smooth * frequency;
       }
     }
@@ -141,7 +141,8 @@ void fill_rotary_tables(const ModelConfig& c, const Weights& w) {
 
 class Loader {
  public:
-  explicit Loader(const ModelFolder& folder) : folder_(folder), names_(family_of(folder.config()).names(folder.config())) {
+  explicit Loader(const ModelFolder& folder)
+      : folder_(folder), names_(family_of(folder.config()).names(folder.config())) {
     // Checkpoints of the bare model (GPT-2's first ones) leave the prefix out.
     prefix_ = folder.contains(names_.prefix + names_.embedding + ".weight") ? names_.prefix : "";
   }
@@ -159,8 +160,7 @@ class Loader {
       throw InputError(folder_.file_of(full).string(), full, fmt::format("shape [{}]", fmt::join(shape, ", ")),
                        fmt::format("[{}]", fmt::join(tensor.shape, ", ")));
     if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
-      throw InputError(folder_.file_of(full).string(), full, "dtype F32, BF16 or F16",
-                       stored_type_name(tensor.type));
+      throw InputError(folder_.file_of(full).string(), full, "dtype F32, BF16 or F16", stored_type_name(tensor.type));
     const StoredFloats source{tensor.bytes.data(), tensor.type};
     const auto cols = static_cast<std::size_t>(target.cols);
     const auto first = static_cast<std::size_t>(row_begin) * cols;
@@ -205,6 +205,7 @@ ModelFolder::ModelFolder(const std::filesystem::path& folder) : path_(folder) {
       if (!file.is_string()) throw InputError(index.string(), "weight_map." + tensor, "a file name", file.type_name());
       names.insert(file.get<std::string>());
     }
+    if (names.empty()) throw InputError(index.string(), "weight_map", "at least one tensor", "none");
     for (const std::string& name : names) paths.push_back(folder / name);
   } else {
     throw InputError(single.string(), "", "the model's weights", "no such file, and no model.safetensors.index.json");

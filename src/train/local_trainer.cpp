@@ -19,8 +19,7 @@ double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 :
 double rate_factor(const OptimizerOptions& o, int round, int num_rounds) {
   if (round <= o.warmup_rounds) return static_cast<double>(round) / (o.warmup_rounds + 1);
   if (o.schedule == RateSchedule::constant) return 1;
-  const double progress =
-      static_cast<double>(round - o.warmup_rounds - 1) / std::max(1, num_rounds - o.warmup_rounds);
+  const double progress = static_cast<double>(round - o.warmup_rounds - 1) / std::max(1, num_rounds - o.warmup_rounds);
   return 0.5 * (1 + std::cos(M_PI * progress));
 }
 
@@ -63,6 +62,7 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
   to_pack_.resize(num_members);
   std::vector<std::vector<std::size_t>> cuts(num_members);
   std::vector<StreamId> streams;
+  std::vector<std::int64_t> first_rows(num_members, 0);
   const PackingOptions packing = policy_.packing();
   // Members share the rows of a pass; each one's cuts depend on its own pairs alone.
   const auto rows_each = std::max(1, options_.micro_rows / static_cast<int>(num_members));
@@ -73,13 +73,15 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
     for (const ClientPair& pair : batches_[i]) to_pack_[i].push_back(pair.pair);
     cuts[i] = cut_by_rows(pairs_, to_pack_[i], packing, rows_each);
     num_passes = std::max(num_passes, cuts[i].size() - 1);
-    streams.push_back({options_.seed, Purpose::dropout, static_cast<std::uint32_t>(members[i].state->client),
-                       static_cast<std::uint32_t>(round), static_cast<std::uint32_t>(members[i].state->steps_done)});
+    const ClientState& state = *members[i].state;
+    streams.push_back({options_.seed, Purpose::dropout, static_cast<std::uint32_t>(state.client),
+                       static_cast<std::uint32_t>(round),
+                       static_cast<std::uint32_t>(state.steps_done + state.refit_done)});
   }
 
   CohortGradients gradients{gradients_.view().f32(), gradient_stride_, Write::overwrite, {}};
   for (Group group : trainable) gradients.wanted[static_cast<std::size_t>(group)] = layout_.has(group);
-  LoraDropout dropout{static_cast<float>(layout_.options().lora_dropout), streams, 0};
+  const LoraDropout dropout{static_cast<float>(layout_.options().lora_dropout), streams, first_rows};
   for (std::size_t pass = 0; pass < num_passes; ++pass) {
     std::vector<MemberPairs> packed_members;
     std::vector<std::size_t> owner, index;
@@ -114,7 +116,8 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
     };
     policy_.train(packed_, buffers_.parameters(), gradients, loss, scores_, dropout);
     gradients.write = Write::accumulate;
-    dropout.first_row += packed_.num_rows();
+    // A member's masks follow its own rows: neither the cuts nor the rest of the cohort change them.
+    for (std::size_t i = 0; i < num_members; ++i) first_rows[i] += packed_.clients[i].end - packed_.clients[i].begin;
   }
   for (const Member& member : members) apply(member, round, trainable, hook);
 }
@@ -130,7 +133,8 @@ void LocalTrainer::apply(const Member& member, int round, std::span<const Group>
   };
   double squared_lora = 0, squared_private = 0;
   for (Group group : trainable)
-    if (layout_.has(group)) (is_lora(group) ? squared_lora : squared_private) += backend_.squared_norm(part(gradients, group));
+    if (layout_.has(group))
+      (is_lora(group) ? squared_lora : squared_private) += backend_.squared_norm(part(gradients, group));
   const double norm = std::sqrt(squared_lora + squared_private);
   state.sums.steps += 1;
   if (!std::isfinite(norm)) {

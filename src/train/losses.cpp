@@ -74,7 +74,7 @@ void orpo(const LossOptions& o, const PairScores& s, PairLoss& r) {
   r.d_log_prob_rejected = -o.beta * c.slope * slope(mean.rejected) / s.length_rejected;
 }
 
-constexpr std::array<std::string_view, 9> names{"dpo",   "cdpo", "robust", "ipo", "hinge",
+constexpr std::array<std::string_view, 9> names{"dpo",   "cdpo", "robust", "ipo",   "hinge",
                                                 "simpo", "orpo", "sft",    "reward"};
 
 }  // namespace
@@ -87,7 +87,8 @@ bool loss_needs_reference(std::string_view kind) {
 
 PairLoss preference_loss(const LossOptions& o, const PairScores& s) {
   PairLoss r;
-  r.margin_implicit = o.beta * ((s.log_prob_chosen - s.reference_chosen) - (s.log_prob_rejected - s.reference_rejected));
+  r.margin_implicit =
+      o.beta * ((s.log_prob_chosen - s.reference_chosen) - (s.log_prob_rejected - s.reference_rejected));
   r.margin_explicit = s.reward_chosen - s.reward_rejected;
   double lambda = o.lambda;
   double d_margin_explicit = 0;

@@ -16,7 +16,10 @@ std::size_t bytes_of(std::int64_t n) { return static_cast<std::size_t>(n) * 4; }
 }  // namespace
 
 Policy::Policy(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout)
-    : backend_(backend), config_(config), layout_(layout), decoder_(backend, config, weights, layout),
+    : backend_(backend),
+      config_(config),
+      layout_(layout),
+      decoder_(backend, config, weights, layout),
       heads_(backend, config, weights, layout),
       chunk_rows_(std::max<std::int64_t>(64, logits_budget_bytes / (4 * config.vocab_size))) {}
 
@@ -120,8 +123,7 @@ void Policy::score_rewards(const PackedBatch& batch, const CohortParameters& p, 
     backend_.copy_to_host(&bias, c.data + member.slot * c.slot_stride, sizeof(bias));
     for (std::int32_t i = member.begin; i < member.end; ++i) {
       const auto response = static_cast<std::size_t>(i);
-      const double divisor =
-          layout_.options().reward_pool == RewardPool::mean ? batch.responses[response].count() : 1;
+      const double divisor = layout_.options().reward_pool == RewardPool::mean ? batch.responses[response].count() : 1;
       const double reward = static_cast<double>(host_[response]) / divisor + static_cast<double>(bias);
       PairScores& pair = scores[response / 2];
       (response % 2 == 0 ? pair.reward_chosen : pair.reward_rejected) = reward;
@@ -223,7 +225,8 @@ void Policy::train(const PackedBatch& batch, const CohortParameters& parameters,
   if (layout_.has(Group::reward)) reward_backward(batch, parameters, gradients, d_z);
 
   View d_h = d_z;
-  const bool privately = layout_.has(Group::reward) && layout_.options().reward_gradient == RewardGradient::private_only;
+  const bool privately =
+      layout_.has(Group::reward) && layout_.options().reward_gradient == RewardGradient::private_only;
   if (privately && layout_.has(Group::bottleneck)) {
     // The reward's gradient reaches the bottleneck's parameters but not h: a pass of its own without d_h.
     CohortGradients again = gradients;
@@ -236,8 +239,7 @@ void Policy::train(const PackedBatch& batch, const CohortParameters& parameters,
   decoder_.backward(view(batch), parameters, gradients, d_h, dropout);
 }
 
-void Policy::reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g,
-                             View d_z) {
+void Policy::reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g, View d_z) {
   const auto responses = static_cast<std::int64_t>(batch.responses.size());
   const auto pooled_rows = static_cast<std::int64_t>(pool_rows_.size());
   const bool mean = layout_.options().reward_pool == RewardPool::mean;

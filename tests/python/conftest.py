@@ -77,3 +77,13 @@ def smollm2() -> Path:
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"SmolLM2 is not in {folder}; data_prep/fetch_model.py gets it; FEDPDPO_SMOLLM2 can name a place")
     return folder
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with pairs of three categories, for runs of the real program."""
+    from run_support import Workspace, random_pairs, write_pairs
+
+    folder = tmp_path_factory.mktemp("space")
+    write_pairs(folder / "pairs.h5", random_pairs())
+    return Workspace(folder)

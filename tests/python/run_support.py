@@ -27,6 +27,7 @@ PROGRAM = Path(os.environ.get("FEDPDPO_BIN", ROOT / "build" / "fedpdpo"))
 GOLDEN = ROOT / "tests" / "golden"
 LLAMA, GPT2 = GOLDEN / "tiny_llama", GOLDEN / "tiny_gpt2"
 VOCABULARY, POSITIONS = 96, 128
+GOOD, BAD = range(10, 22), range(60, 72)
 PARTS = ("prompt", "chosen", "rejected")
 # What may differ between two runs that must compute the same: where things are, and how often they are saved.
 PLACES = {"out", "command_line", "checkpoint-dir", "checkpoint-every", "reference-cache", "resume", "overwrite"}
@@ -60,22 +61,21 @@ class PairLists:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def random_pairs(count: int = 90, categories: int = 3, seed: int = 0, domain: str = "toys", first: int = 3) -> PairLists:
-    """Random tokens with a rule: chosen responses are of the lower half of the vocabulary, rejected of the upper.
+def random_pairs(count: int = 90, categories: int = 3, seed: int = 0, domain: str = "toys") -> PairLists:
+    """Random tokens with a rule: what is peculiar to a chosen response is of GOOD tokens, to a rejected one of BAD.
 
-    A response starts like its rival in every third pair; prompts of different categories (and of different `first`)
-    begin differently; 60 % are train pairs, 20 % each validation and test.
+    A response starts like its rival in every third pair; prompts of different categories begin
+    differently; 60 % are train pairs, 20 % each validation and test.
     """
     draw = np.random.default_rng(seed)
     pairs = PairLists([], [], [], [], [], [f"kind{i}" for i in range(categories)])
-    middle = VOCABULARY // 2
     for i in range(count):
         label = i % categories
-        prompt = [1, first + label, *draw.integers(3, VOCABULARY, draw.integers(2, 9)).tolist()]
+        prompt = [1, 3 + label, *draw.integers(3, VOCABULARY, draw.integers(2, 9)).tolist()]
         common = draw.integers(3, VOCABULARY, 2).tolist() if i % 3 == 0 else []
         pairs.prompt.append(prompt)
-        pairs.chosen.append([*common, *draw.integers(3, middle, draw.integers(1, 6)).tolist(), 2])
-        pairs.rejected.append([*common, *draw.integers(middle, VOCABULARY, draw.integers(1, 6)).tolist(), 2])
+        pairs.chosen.append([*common, *draw.choice(GOOD, draw.integers(1, 6)).tolist(), 2])
+        pairs.rejected.append([*common, *draw.choice(BAD, draw.integers(1, 6)).tolist(), 2])
         pairs.label.append(label)
         pairs.split.append((0, 0, 0, 1, 2)[i // categories % 5])
     pairs.attributes = {
@@ -143,12 +143,20 @@ def process_tree(pid: int) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """False for a process that ended, also where nobody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Job:
     """A run under way, in a session of its own."""
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
-        self.process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def __init__(self, command: Sequence[str], folder: Path, settings: dict[str, str]) -> None:
+        self.process = subprocess.Popen(command, cwd=folder, env=environment(folder) | settings, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def ranks(self) -> list[int]:
         """Process ids of the program itself."""
@@ -181,19 +189,22 @@ class Job:
 
 
 @dataclass
-class Bench:
-    """A folder with pairs files, in which the program is run. Options are keywords; lists are several values."""
+class Workspace:
+    """A folder with pairs.h5, in which the program is run.
+
+    Options are keywords: a list is several values, True is a switch, None leaves the option out. ranks 0 is without
+    mpirun.
+    """
 
     folder: Path
-    model: Path = LLAMA
-    ranks: int = 1
+    settings: dict[str, str] = field(default_factory=dict)  # environment variables beside those of all runs
 
     @property
     def pairs(self) -> Path:
         return self.folder / "pairs.h5"
 
     def arguments(self, subcommand: str, *, model: Path | None = None, data: Any = None, **options: Any) -> list[str]:
-        given = {"model": model or self.model, "data": self.pairs if data is None else data}
+        given: dict[str, Any] = {"model": model or LLAMA, "data": data or self.pairs}
         given |= {name.replace("_", "-"): value for name, value in options.items()}
         words = [subcommand]
         for name, value in given.items():
@@ -203,13 +214,13 @@ class Bench:
             words += [f"--{name}", *map(str, values)]
         return words
 
-    def command(self, arguments: Sequence[str], ranks: int | None) -> list[str]:
-        """ranks 0: without mpirun."""
-        ranks = self.ranks if ranks is None else ranks
+    @staticmethod
+    def command(arguments: Sequence[str], ranks: int) -> list[str]:
         return [*(["mpirun", "-n", str(ranks)] if ranks else []), str(PROGRAM), *arguments]
 
-    def call(self, *arguments: str, ranks: int | None = 0, seconds: float = 120.0) -> Outcome:
-        return Job(self.command(arguments, ranks), self.folder).finish(seconds)
+    def call(self, *arguments: Any, ranks: int = 0) -> Outcome:
+        command = self.command([str(argument) for argument in arguments], ranks)
+        return Job(command, self.folder, self.settings).finish()
 
     def options(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """Those of a small federation, unless told otherwise."""
@@ -219,13 +230,14 @@ class Bench:
             small.pop("alpha")
         return small | options
 
-    def start(self, name: str, *, ranks: int | None = None, **options: Any) -> Job:
-        return Job(self.command(self.arguments("run", **self.options(name, options)), ranks), self.folder)
+    def start(self, name: str, *, ranks: int = 0, **options: Any) -> Job:
+        command = self.command(self.arguments("run", **self.options(name, options)), ranks)
+        return Job(command, self.folder, self.settings)
 
-    def attempt(self, name: str, *, ranks: int | None = None, **options: Any) -> Outcome:
+    def attempt(self, name: str, *, ranks: int = 0, **options: Any) -> Outcome:
         return self.start(name, ranks=ranks, **options).finish()
 
-    def run(self, name: str, *, ranks: int | None = None, **options: Any) -> Path:
+    def run(self, name: str, *, ranks: int = 0, **options: Any) -> Path:
         outcome = self.attempt(name, ranks=ranks, **options)
         assert outcome.code == 0, outcome.err
         assert "warning" not in outcome.err, outcome.err

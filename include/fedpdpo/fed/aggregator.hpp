@@ -24,14 +24,14 @@ std::vector<int> draw_participants(std::span<const int> clients, double particip
 /// One client's result of a round.
 struct Contribution {
   int client = 0;
-  double weight = 0;                 ///< n_i, its train pairs
-  std::span<const float> values;     ///< y_i over the shared span, on the host
-  bool finite = true;                ///< false: left out
+  double weight = 0;              ///< n_i, its train pairs
+  std::span<const float> values;  ///< y_i over the shared span, on the host
+  bool finite = true;             ///< false: left out
 };
 
 /// What a reduction did.
 struct Reduced {
-  int num_finite = 0;                ///< contributions counted, over all ranks
+  int num_finite = 0;  ///< contributions counted, over all ranks
   int num_left_out = 0;
 };
 

@@ -1,6 +1,6 @@
 // Federation: the round loop. Sample -> local training of the hosted participants -> evaluation `before` -> exchange on
-// each group's communicator -> evaluation `after` -> metrics to rank 0 -> run file -> checkpoint. It belongs to no method:
-// what differs between methods is asked of FederatedMethod.
+// each group's communicator -> evaluation `after` -> metrics to rank 0 -> run file -> checkpoint. It belongs to no
+// method: what differs between methods is asked of FederatedMethod.
 #pragma once
 
 #include <map>
@@ -27,6 +27,7 @@ struct FederationInput {
   const ReferenceLogProbs& reference;
   const RunOptions& options;
   const FederatedMethod& method;
+  std::string model_hash;  ///< of the model's content, the same on every rank
 };
 
 class Federation {
@@ -73,17 +74,17 @@ class Federation {
   Policy policy_;
   HostedClients clients_;
   std::unique_ptr<LocalTrainer> trainer_;
-  std::vector<std::unique_ptr<AggregationGroup>> groups_;   // those of this rank
-  std::map<int, Tensor> server_on_device_;                  // by group index
-  std::vector<ClientPair> pool_;                            // centralized: the pooled train pairs
-  std::map<int, Evaluation> last_test_;                     // by client
-  std::unique_ptr<History> history_;                        // rank 0
+  std::vector<std::unique_ptr<AggregationGroup>> groups_;  // those of this rank
+  std::map<int, Tensor> server_on_device_;                 // by group index
+  std::vector<ClientPair> pool_;                           // centralized: the pooled train pairs
+  std::map<int, Evaluation> last_test_;                    // by client
+  std::unique_ptr<History> history_;                       // rank 0
 
   int round_ = 0;
-  int serial_ = 0;                                          // of checkpoints within the round
+  int serial_ = 0;  // of checkpoints within the round
   Stage stage_ = Stage::before_exchange;
-  std::vector<int> present_;                                // participants of the round, hosted here
-  std::map<std::string, double> seconds_;                   // of the round, by phase
+  std::vector<int> present_;               // participants of the round, hosted here
+  std::map<std::string, double> seconds_;  // of the round, by phase
 };
 
 }  // namespace fedpdpo

@@ -15,7 +15,7 @@ namespace fedpdpo {
 struct HostedClient {
   ClientState state;
   ClientData data;
-  std::vector<double> row;           ///< metrics of the round under way
+  std::vector<double> row;  ///< metrics of the round under way
 };
 
 class HostedClients {

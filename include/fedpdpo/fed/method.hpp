@@ -24,18 +24,18 @@ struct LocalStep {
   const ParameterLayout& layout;
   int client = 0;
   int round = 1;
-  int step = 0;                              ///< within the round
+  int step = 0;  ///< within the round
   double learning_rate_shared = 0;
-  ConstView server;                          ///< x over the shared span
-  ConstView values;                          ///< y_i over all trainables
-  View gradient;                             ///< over all trainables; groups that are not trained hold garbage
-  std::map<std::string, Tensor>& state;      ///< the method's own arrays of this client, kept and checkpointed
+  ConstView server;                      ///< x over the shared span
+  ConstView values;                      ///< y_i over all trainables
+  View gradient;                         ///< over all trainables; groups that are not trained hold garbage
+  std::map<std::string, Tensor>& state;  ///< the method's own arrays of this client, kept and checkpointed
 };
 
 /// The server side of one aggregation group.
 struct ServerState {
-  std::vector<float> values;                           ///< x, (shared_size)
-  std::map<std::string, std::vector<float>> state;     ///< the method's own arrays, kept and checkpointed
+  std::vector<float> values;                        ///< x, (shared_size)
+  std::map<std::string, std::vector<float>> state;  ///< the method's own arrays, kept and checkpointed
 };
 
 /// Whose train pairs a trained client uses.

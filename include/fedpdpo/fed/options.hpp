@@ -26,34 +26,35 @@ struct RunOptions {
   std::vector<std::filesystem::path> data;
   // federation
   std::string method = "fedpdpo";
-  PartitionOptions partition;     // --clients, --alpha, --partition, --flip-clients, --min-train, --max-train, ..., --seed
+  PartitionOptions partition;  // --clients, --alpha, --partition, --flip-clients, --min-train, --max-train, ..., --seed
   int rounds = 20;
-  int steps = 4;                  ///< local steps per round
-  int batch = 8;                  ///< pairs per step
-  double participation = 1;       ///< <= 1: share of the clients; > 1: so many; drawn from (seed, round)
+  int steps = 4;             ///< local steps per round
+  int batch = 8;             ///< pairs per step
+  double participation = 1;  ///< <= 1: share of the clients; > 1: so many; drawn from (seed, round)
   GroupKind groups = GroupKind::all;
   Reduction reduce = Reduction::exact;
-  double prox_mu = 0.01;          ///< fedprox
-  int refit = 0;                  ///< private-only steps after averaging, before the `after` evaluation
+  double prox_mu = 0.01;  ///< fedprox
+  int refit = 0;          ///< private-only steps after averaging, before the `after` evaluation
   // local training
   AdapterOptions adapter;
   LossOptions loss;
   OptimizerOptions optimizer;
   LocalSchedule schedule = LocalSchedule::joint;
-  double private_share = 0.5;     ///< alternate: share of the steps in the private phase
+  double private_share = 0.5;  ///< alternate: share of the steps in the private phase
   // execution
   std::string device = "cpu";
   Precision precision = Precision::fp32;
   int threads = 1;
-  int cohort = 1;                 ///< clients trained in lock-step by a rank
-  int micro_rows = 1024;          ///< packed rows per forward and backward pass
+  int cohort = 1;         ///< clients trained in lock-step by a rank
+  int micro_rows = 1024;  ///< packed rows per forward and backward pass
   // output
   int eval_every = 1;
   std::string eval_splits = "validation,test";
   int checkpoint_every = 0;
   std::filesystem::path checkpoint_dir;  ///< default: OUT without .h5, plus ".ckpt"
   Resume resume = Resume::none;
-  std::filesystem::path reference_cache; ///< default: $FEDPDPO_CACHE, else $XDG_CACHE_HOME/fedpdpo, else ~/.cache/fedpdpo
+  std::filesystem::path
+      reference_cache;  ///< default: $FEDPDPO_CACHE, else $XDG_CACHE_HOME/fedpdpo, else ~/.cache/fedpdpo
   std::filesystem::path out;
   bool overwrite = false;
 

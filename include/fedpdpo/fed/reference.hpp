@@ -1,8 +1,8 @@
-// Reference log-probabilities: log pi_ref of both responses of every pair, under the pretrained model, computed once and
-// kept in a content-addressed file that every later run with the same model, pairs and arithmetic reads.
+// Reference log-probabilities: log pi_ref of both responses of every pair, under the pretrained model, computed once
+// and kept in a content-addressed file that every later run with the same model, pairs and arithmetic reads.
 //
-// Pairs are scored in chunks that are runs of the file, cut by rows and by nothing else, so that a pair's number does not
-// depend on the number of ranks, on the partition, or on what was computed before.
+// Pairs are scored in chunks that are runs of the file, cut by rows and by nothing else, so that a pair's number does
+// not depend on the number of ranks, on the partition, or on what was computed before.
 #pragma once
 
 #include <filesystem>
@@ -24,9 +24,9 @@ struct ReferenceLogProbs {
 };
 
 struct ReferenceRequest {
-  std::string model_hash;            ///< of the model's content
-  std::string arithmetic;            ///< e.g. "cpu-fp32": what else the numbers depend on
-  std::filesystem::path cache;       ///< folder; empty: no cache
+  std::string model_hash;       ///< of the model's content
+  std::string arithmetic;       ///< e.g. "cpu-fp32": what else the numbers depend on
+  std::filesystem::path cache;  ///< folder; empty: no cache
 };
 
 struct ReferenceReport {

@@ -14,7 +14,7 @@ namespace fedpdpo {
 
 struct MethodInfo {
   std::string name;
-  std::string summary;   ///< one line for --help: what is shared, what is private
+  std::string summary;  ///< one line for --help: what is shared, what is private
   std::string citation;
   /// Sets the options that this method has other defaults for; what the user gives explicitly wins over it.
   std::function<void(RunOptions&)> defaults;

@@ -20,14 +20,14 @@ enum class RewardPool : std::uint8_t { last, mean };
 enum class RewardGradient : std::uint8_t { all, private_only, none };
 
 struct AdapterOptions {
-  int lora_rank = 8;                     ///< 0: no LoRA
+  int lora_rank = 8;  ///< 0: no LoRA
   double lora_alpha = 16;
   std::string lora_targets = "all-linear";  ///< or a comma-separated list of module names, as PEFT's target_modules
   double lora_dropout = 0;
-  int lora_first_layer = 0;              ///< layers below it carry no LoRA and need no backward pass
+  int lora_first_layer = 0;  ///< layers below it carry no LoRA and need no backward pass
   HeadKind head = HeadKind::frozen;
   int head_rank = 8;
-  int bottleneck = 0;                    ///< width m; 0: none
+  int bottleneck = 0;  ///< width m; 0: none
   BottleneckKind bottleneck_kind = BottleneckKind::residual;
   bool reward_head = false;
   RewardPool reward_pool = RewardPool::last;

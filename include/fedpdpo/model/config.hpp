@@ -23,7 +23,7 @@ inline constexpr int num_blocks = 4;
 /// A module of the pretrained model inside a block: rows [begin, end) of the block's weight.
 struct LinearSite {
   Block block = Block::qkv;
-  std::string module;       ///< path below the layer as PEFT names it, e.g. "self_attn.q_proj"
+  std::string module;  ///< path below the layer as PEFT names it, e.g. "self_attn.q_proj"
   std::int32_t begin = 0, end = 0;
 };
 
@@ -34,7 +34,7 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string family;       ///< config.json's model_type: "llama", "gpt2"
+  std::string family;  ///< config.json's model_type: "llama", "gpt2"
   std::int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_layers = 0;
   std::int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0, max_positions = 0;
   NormKind norm = NormKind::rms;
@@ -47,8 +47,8 @@ struct ModelConfig {
   Activation activation = Activation::silu;
   bool attention_bias = false, output_bias = false, mlp_bias = false;
   bool tied_head = false;
-  std::string layer_prefix;               ///< "model.layers." or "transformer.h."
-  std::vector<LinearSite> sites;          ///< in the order q, k, v, o, gate, up, down (or the family's own)
+  std::string layer_prefix;       ///< "model.layers." or "transformer.h."
+  std::vector<LinearSite> sites;  ///< in the order q, k, v, o, gate, up, down (or the family's own)
 
   std::int64_t qkv_width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
   std::int64_t up_width() const { return gated_mlp ? 2 * intermediate_size : intermediate_size; }

@@ -1,5 +1,5 @@
-// Decoder: the backbone's forward and backward pass over a packed batch of a cohort, LoRA included, written by hand once
-// for all families and backends. Weights are frozen: there are gradients of activations and of LoRA, nothing else.
+// Decoder: the backbone's forward and backward pass over a packed batch of a cohort, LoRA included, written by hand
+// once for all families and backends. Weights are frozen: there are gradients of activations and of LoRA, nothing else.
 //
 //   h = norm(x_L),  x_{l+1} = x_l + attention(norm(x_l)) + mlp(norm(...)),  y = W0 x + s B (A x) at every LoRA site
 //
@@ -47,7 +47,7 @@ struct CohortGradients {
 struct LoraDropout {
   float p = 0;
   std::span<const StreamId> streams;
-  std::int64_t first_row = 0;  ///< rows of the same step that earlier micro-batches had
+  std::span<const std::int64_t> first_rows;  ///< by member: its rows in earlier micro-batches of the step; empty: none
 };
 
 enum class Pass : std::uint8_t {
@@ -64,10 +64,10 @@ class Decoder {
   /// reused.
   ConstView forward(const BatchView& batch, const CohortParameters& parameters, Pass pass,
                     const LoraDropout& dropout = {});
-  /// After forward(..., Pass::train) of the same batch: takes d_h (T, d), which it overwrites, and writes the gradients of
-  /// the LoRA groups that are wanted.
-  void backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients,
-                View d_h, const LoraDropout& dropout = {});
+  /// After forward(..., Pass::train) of the same batch: takes d_h (T, d), which it overwrites, and writes the gradients
+  /// of the LoRA groups that are wanted.
+  void backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients, View d_h,
+                const LoraDropout& dropout = {});
 
   /// Bytes that the buffers for batches of `rows` rows take.
   std::size_t buffer_bytes(std::int64_t rows, Pass pass) const;
@@ -103,7 +103,7 @@ class Decoder {
   Tensor tokens_, positions_;                        // (1, T) i32
   std::vector<Tensor> x_;                            // residual stream at the layers' inputs, (T, d)
   std::vector<LayerBuffers> layers_;
-  Tensor normed_, activated_, hidden_;               // (T, d), (T, I), (T, d)
+  Tensor normed_, activated_, hidden_;  // (T, d), (T, I), (T, d)
   Tensor d_wide_, d_inner_, d_normed_, d_low_rank_, dropped_;
 };
 

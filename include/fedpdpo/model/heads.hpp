@@ -17,8 +17,8 @@ class Heads {
 
   /// z (T, d) of h (T, d); h itself where there is no bottleneck. Valid until the next call.
   ConstView bottleneck(std::span<const MemberRows> members, const CohortParameters& p, ConstView h);
-  /// After bottleneck() of the same h: the gradients of the module, where wanted, and d_h (overwritten) where given; d_h
-  /// may be d_z itself.
+  /// After bottleneck() of the same h: the gradients of the module, where wanted, and d_h (overwritten) where given;
+  /// d_h may be d_z itself.
   void bottleneck_backward(std::span<const MemberRows> members, const CohortParameters& p, const CohortGradients& g,
                            ConstView h, ConstView d_z, View* d_h);
 
@@ -30,8 +30,8 @@ class Heads {
 
   /// r (S, 1) = w . pooled (S, d), without the bias.
   void rewards(std::span<const MemberRows> members, const CohortParameters& p, ConstView pooled, View r);
-  /// d_scaled (S, 1) is the gradient of `r`, d_reward (S, 1) that of the whole reward (they differ by the mean's divisor);
-  /// d_pooled (S, d) overwritten.
+  /// d_scaled (S, 1) is the gradient of `r`, d_reward (S, 1) that of the whole reward (they differ by the mean's
+  /// divisor); d_pooled (S, d) overwritten.
   void rewards_backward(std::span<const MemberRows> members, const CohortParameters& p, const CohortGradients& g,
                         ConstView pooled, ConstView d_scaled, ConstView d_reward, View d_pooled);
 
@@ -42,7 +42,7 @@ class Heads {
   const ModelConfig& config_;
   const Weights& weights_;
   const ParameterLayout& layout_;
-  Tensor inner_, inner_active_, d_inner_, outer_, d_outer_, z_, d_h_unused_;  // (T, m), (T, m), (T, m), (T, d) ...
+  Tensor inner_, inner_active_, d_inner_, outer_, d_outer_, z_, d_h_unused_, d_gate_unused_;  // (T, m), (T, m), (T, m), (T, d) ...
   Tensor low_rank_, d_low_rank_;                                              // (R, r_h)
 };
 

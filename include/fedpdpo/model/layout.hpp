@@ -21,7 +21,7 @@ inline constexpr int num_groups = 5;
 std::string_view group_name(Group group);
 
 struct Parameter {
-  std::string name;         ///< PEFT's name for LoRA, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight"
+  std::string name;  ///< PEFT's name for LoRA, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight"
   Group group = Group::lora_a;
   std::int64_t rows = 0, cols = 0;
   std::size_t offset = 0;
@@ -36,9 +36,9 @@ struct ParameterRange {
 
 /// A LoRA site: columns [begin, end) of a block's output.
 struct LoraSite {
-  int a = -1, b = -1;                 ///< indices of its Parameters
-  std::int32_t begin = 0, end = 0;    ///< columns of the block's output
-  std::int32_t u_begin = 0;           ///< first column of its A x in the block's (T, sites * r)
+  int a = -1, b = -1;               ///< indices of its Parameters
+  std::int32_t begin = 0, end = 0;  ///< columns of the block's output
+  std::int32_t u_begin = 0;         ///< first column of its A x in the block's (T, sites * r)
 };
 
 class ParameterLayout {
@@ -77,8 +77,8 @@ class ParameterLayout {
   int reward_weight = -1, reward_bias = -1;
 
   /// Values at the start: A and D Kaiming-uniform as PEFT and torch.nn.Linear draw them (bound 1 / sqrt(fan_in)), B, U,
-  /// Q, reward and gate 0, H the pretrained head (V, d). LoRA is drawn from (seed) alone, so that every client starts at
-  /// the same point; private modules from (seed, client).
+  /// Q, reward and gate 0, H the pretrained head (V, d). LoRA is drawn from (seed) alone, so that every client starts
+  /// at the same point; private modules from (seed, client).
   void initialize(std::uint64_t seed, int client, ConstView pretrained_head, std::span<float> values) const;
 
  private:

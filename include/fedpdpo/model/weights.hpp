@@ -1,5 +1,5 @@
-// The frozen backbone: a HuggingFace folder's tensors, converted and fused into one block of memory (that the ranks of a
-// node may share), and views of it by part. Nothing here is ever written after loading.
+// The frozen backbone: a HuggingFace folder's tensors, converted and fused into one block of memory (that the ranks of
+// a node may share), and views of it by part. Nothing here is ever written after loading.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,8 @@ class ModelFolder {
   const std::filesystem::path& path() const { return path_; }
   const ModelConfig& config() const { return config_; }
   const std::string& tokenizer_sha256() const { return tokenizer_sha256_; }
-  /// SHA-256 over config.json and all weight files: names what a reference log-probability depends on. Reads every byte.
+  /// SHA-256 over config.json and all weight files: names what a reference log-probability depends on. Reads every
+  /// byte.
   std::string content_hash() const;
   bool contains(const std::string& name) const { return location_.contains(name); }
   const StoredTensor& tensor(const std::string& name) const;
@@ -52,8 +53,8 @@ struct Weights {
   ConstView position_embedding;  // (P, d) or empty
   std::vector<LayerWeights> layers;
   ConstView final_norm, final_norm_bias;
-  ConstView head;                // (V, d); the embedding where tied
-  ConstView cos, sin;            // (P, rotary_dim / 2) or empty
+  ConstView head;      // (V, d); the embedding where tied
+  ConstView cos, sin;  // (P, rotary_dim / 2) or empty
 };
 
 /// Bytes that the backbone takes with matrices in `dtype` (norms, biases and rotary tables are fp32).

@@ -1,5 +1,5 @@
-// What a client owns and carries from round to round: the values of its trainables and Adam's moments on the device, its
-// counters, and the sums of the round that it is in. All of it is in a checkpoint; none of it depends on ranks.
+// What a client owns and carries from round to round: the values of its trainables and Adam's moments on the device,
+// its counters, and the sums of the round that it is in. All of it is in a checkpoint; none of it depends on ranks.
 #pragma once
 
 #include <array>
@@ -34,7 +34,8 @@ struct ClientData {
 struct RoundSums {
   double loss = 0, correct = 0, pairs = 0, tokens = 0, steps = 0;
   double gradient_norm_shared = 0, gradient_norm_private = 0;
-  bool finite = true;  ///< false once a gradient was not finite: the step was left out, the client is left out of the round
+  bool finite =
+      true;  ///< false once a gradient was not finite: the step was left out, the client is left out of the round
 
   static constexpr std::size_t num_fields = 8;
   std::array<double, num_fields> pack() const;
@@ -43,11 +44,11 @@ struct RoundSums {
 
 struct ClientState {
   int client = 0;
-  std::int32_t slot = 0;                            ///< in the rank's buffers
+  std::int32_t slot = 0;  ///< in the rank's buffers
   std::array<std::int64_t, num_groups> adam_steps{};
-  std::int64_t pairs_drawn = 0;                     ///< position in the endless shuffled list of its train pairs
-  int steps_done = 0;                               ///< local steps of the present round
-  int refit_done = 0;                               ///< refit steps of the present round
+  std::int64_t pairs_drawn = 0;  ///< position in the endless shuffled list of its train pairs
+  int steps_done = 0;            ///< local steps of the present round
+  int refit_done = 0;            ///< refit steps of the present round
   RoundSums sums;
   std::map<std::string, Tensor> method_state;
 };

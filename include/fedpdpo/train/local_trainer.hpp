@@ -47,7 +47,8 @@ class LocalTrainer {
   LocalTrainer(Backend& backend, const PairSet& pairs, const ParameterLayout& layout, Policy& policy,
                ClientBuffers& buffers, const TrainerOptions& options, int gradient_slots);
 
-  /// One local step of the members (one, unless there are several gradient slots), in a round (1-based; it keys the learning rate and dropout).
+  /// One local step of the members (one, unless there are several gradient slots), in a round (1-based; it keys the
+  /// learning rate and dropout).
   void step(std::span<const Member> members, int round, std::span<const Group> trainable, const GradientHook& hook);
 
  private:
@@ -61,13 +62,13 @@ class LocalTrainer {
   Policy& policy_;
   ClientBuffers& buffers_;
   TrainerOptions options_;
-  Tensor gradients_;                    // (gradient slots, size)
-  std::int64_t gradient_stride_ = 0;    // 0: one buffer, whoever is trained
+  Tensor gradients_;                  // (gradient slots, size)
+  std::int64_t gradient_stride_ = 0;  // 0: one buffer, whoever is trained
   struct EpochOrder {
     std::int64_t epoch = -1;
     std::vector<std::uint32_t> order;
   };
-  std::map<int, EpochOrder> epochs_;    // by client: derived, never saved
+  std::map<int, EpochOrder> epochs_;  // by client: derived, never saved
   PackedBatch packed_;
   std::vector<std::vector<ClientPair>> batches_;
   std::vector<std::vector<PairToPack>> to_pack_;

@@ -3,7 +3,8 @@
 //   m_i = beta [(log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l))]      implicit margin (DPO, Rafailov 2023)
 //   m_e = r(x, y_w) - r(x, y_l)                                                    explicit margin (FedPDPO)
 //   m   = m_i + lambda m_e
-// With a reward head every loss that is a function of the DPO margin takes m for it and gains - mu log sigmoid(m_e).
+// With a reward head the losses that are functions of m_i (dpo, cdpo, robust, hinge) take m for it and gain
+// - mu log sigmoid(m_e); the others know no explicit margin, but `reward`, which knows nothing else.
 #pragma once
 
 #include <span>
@@ -13,7 +14,7 @@
 namespace fedpdpo {
 
 struct LossOptions {
-  std::string kind = "dpo";      ///< a name of loss_names()
+  std::string kind = "dpo";  ///< a name of loss_names()
   double beta = 0.1;
   double lambda = 1;             ///< weight of the explicit margin; 0 without a reward head
   double mu = 0.5;               ///< weight of the reward's own Bradley-Terry term; 0 without a reward head

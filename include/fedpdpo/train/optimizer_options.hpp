@@ -13,9 +13,9 @@ struct OptimizerOptions {
   double lr_private = 1e-3;  ///< bottleneck, LLM head, reward head
   double weight_decay = 0;
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
-  double clip = 1.0;         ///< largest norm of a client's gradient; 0: no clipping
+  double clip = 1.0;  ///< largest norm of a client's gradient; 0: no clipping
   RateSchedule schedule = RateSchedule::constant;
-  int warmup_rounds = 0;     ///< linear from 0
+  int warmup_rounds = 0;  ///< linear from 0
   Moments moments = Moments::keep;
 };
 

@@ -1,5 +1,5 @@
-// Policy: the whole model of a cohort's members, backbone and private modules, as preference learning sees it: log pi of
-// both responses of every pair and their rewards, and the gradient of a loss that is a function of these numbers.
+// Policy: the whole model of a cohort's members, backbone and private modules, as preference learning sees it: log pi
+// of both responses of every pair and their rewards, and the gradient of a loss that is a function of these numbers.
 //
 // The LLM head runs on the rows that predict response tokens, in chunks of whole pairs, fused with log-softmax: T x V
 // logits are never stored. The loss is asked, chunk by chunk, for the derivatives by log pi and reward.
@@ -46,8 +46,7 @@ class Policy {
   std::vector<Chunk> chunks(const PackedBatch& batch) const;
   void reserve(const PackedBatch& batch, bool train);
   void score_rewards(const PackedBatch& batch, const CohortParameters& p, ConstView z, std::span<PairScores> scores);
-  void reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g,
-                       View d_z);
+  void reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g, View d_z);
   View head_forward(const PackedBatch& batch, const CohortParameters& p, ConstView z, const Chunk& chunk,
                     std::span<PairScores> scores);
   View index_view(Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
@@ -62,8 +61,8 @@ class Policy {
   Tensor target_rows_, target_tokens_, response_rows_, response_of_row_;  // i32
   Tensor logits_, z_targets_, d_z_targets_, log_prob_, lse_, coefficient_;
   Tensor pooled_, response_z_, reward_, d_reward_, d_scaled_, d_pooled_, d_z_, d_z_reward_;
-  std::vector<float> host_;                       // log-probs, coefficients, rewards on the host
-  std::vector<double> d_rewards_;                 // (2 per pair)
+  std::vector<float> host_;        // log-probs, coefficients, rewards on the host
+  std::vector<double> d_rewards_;  // (2 per pair)
   std::vector<std::int32_t> pool_rows_, pool_response_;
   std::vector<MemberRows> chunk_members_;
 };

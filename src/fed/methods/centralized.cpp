@@ -1,5 +1,5 @@
-// Centralized training: one model on the pooled train pairs of all clients, K steps for every client in a round, so that
-// it sees as many pairs as the federation does; evaluated on each client's own pairs.
+// Centralized training: one model on the pooled train pairs of all clients, K steps for every client in a round, so
+// that it sees as many pairs as the federation does; evaluated on each client's own pairs.
 //   shared: all groups    local: the pool's steps    server: x <- y
 #include "methods.hpp"
 

@@ -1,0 +1,163 @@
+"""The other subcommands: plan, partition, inspect, bench, help, version, and what their key figures must be."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from run_support import (GPT2, LLAMA, Workspace, checkpoints, manifest, needs_program, random_pairs, read,
+                         tokenizer_hash, write_pairs)
+
+pytestmark = needs_program
+
+# (out, in) of the linear layers of a layer of tiny_llama; the two models have two layers of width 32.
+LLAMA_LINEARS = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)]
+GPT2_LINEARS = [(96, 32), (32, 32), (128, 32), (32, 128)]
+
+
+def lora_size(linears: list[tuple[int, int]], rank: int, layers: int = 2) -> int:
+    return layers * sum(rank * (rows + columns) for rows, columns in linears)
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found.group(1))
+
+
+@pytest.mark.parametrize(("model", "linears"), [(LLAMA, LLAMA_LINEARS), (GPT2, GPT2_LINEARS)], ids=["llama", "gpt2"])
+def test_plan_and_run_agree_on_bytes(space: Workspace, model: Path,
+                                      linears: list[tuple[int, int]]) -> None:
+    shared = lora_size(linears, 4)
+    options = {"method": "fedpdpo", "bottleneck": 8, "lora_rank": 4, "clients": 4, "min_train": 2, "alpha": 1,
+               "model": model}
+    outcome = space.call(*space.arguments("plan", **options))
+    assert outcome.code == 0, outcome.err
+    assert f"exchange      {4 * shared / 1024:.1f} KiB up and {4 * shared / 1024:.1f} KiB down" in outcome.out
+    # bottleneck D, b, U; head; reward w, c
+    private = 8 * 32 + 8 + 8 * 32 + 96 * 32 + 32 + 1
+    assert f"{(shared + private) / 1e6:.3f} M a client ({shared / 1e6:.3f} M shared)" in outcome.out
+    path = space.run(f"bytes-{model.name}", participation=2, rounds=2, **options)
+    for way in ("up", "down"):
+        sent = read(path, f"clients/train/bytes_{way}")
+        took_part = read(path, "clients/train/participated")
+        np.testing.assert_array_equal(sent, 4 * shared * took_part)
+        assert took_part.sum(axis=1).tolist() == [0, 2, 2]
+        assert read(path, f"rounds/train/bytes_{way}").tolist() == [0, 8 * shared, 8 * shared]
+
+
+def test_plan_balances_ranks(space: Workspace) -> None:
+    options = {"method": "fedpdpo", "clients": 4, "min_train": 2, "alpha": 1, "seed": 1, "steps": 3, "batch": 5,
+               "rounds": 0}
+    outcome = space.call(*space.arguments("plan", **options), ranks=3)
+    assert outcome.code == 0, outcome.err
+    rows = re.findall(r"rank (\d) +([\d.]+) % of the work, clients([ \d]*)", outcome.out)
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    shares = [float(row[1]) for row in rows]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert sorted(int(client) for row in rows for client in row[2].split()) == [0, 1, 2, 3]
+    assert number(r"imbalance ([\d.]+)", outcome.out) == pytest.approx(max(shares) / (sum(shares) / 3), abs=0.01)
+    with h5py.File(space.run("balance", ranks=3, **options)) as file:
+        environment = dict(file["environment"].attrs)
+    of_rank = {client: row[0] for row in rows for client in map(int, row[2].split())}
+    assert environment["client_ranks"].split() == [of_rank[client] for client in range(4)]
+    assert environment["num_ranks"] == "3"
+    assert float(environment["placement_imbalance"]) == pytest.approx(max(shares) / (sum(shares) / 3), abs=0.01)
+
+
+def test_partition_prints_what_a_run_records(space: Workspace) -> None:
+    options = {"clients": 5, "alpha": 0.5, "min_train": 2, "flip_clients": 0.4, "seed": 3}
+    outcome = space.call(*space.arguments("partition", model=None, **options), ranks=2)
+    assert outcome.code == 0, outcome.err
+    rows = re.findall(r"^(client\d+) +(\d+) +(\d+) +(\d+) +(yes|no) +(.*)$", outcome.out, re.MULTILINE)
+    path = space.run("recorded", rounds=0, **options)
+    with h5py.File(path) as file:
+        partition = file["partition"]
+        histogram, flipped = partition["label_histogram"][...], partition["flipped"][...]
+        names, labels = partition["client_names"].asstr()[:].tolist(), partition["label_names"].asstr()[:].tolist()
+    assert [row[0] for row in rows] == names
+    assert [[int(count) for count in row[1:4]] for row in rows] == histogram.sum(axis=2).tolist()
+    assert histogram.sum(axis=(0, 2)).tolist() == [54, 18, 18]
+    assert [row[4] for row in rows] == ["yes" if flag else "no" for flag in flipped] and flipped.sum() == 2
+    for row, counts in zip(rows, histogram[:, 0]):
+        first = re.match(rf"({'|'.join(labels)}) (\d+) %", row[5])
+        assert first and counts[labels.index(first.group(1))] == counts.max()
+        assert int(first.group(2)) == pytest.approx(100 * counts.max() / counts.sum(), abs=0.51)
+
+
+def test_inspect_describes_what_it_is_given(space: Workspace) -> None:
+    path = space.run("inspected", checkpoint_every=1)
+    newest = checkpoints(space.folder / "inspected.ckpt")[-1]
+    outcome = space.call("inspect", path, space.pairs, LLAMA, GPT2, newest)
+    assert outcome.code == 0, outcome.err
+    text = outcome.out
+    accuracy = read(path, "rounds/test/after/accuracy")
+    assert "method fedavg, 4 clients, 3 rounds, partition dirichlet alpha 1" in text and "seed 1" in text
+    assert f"test accuracy {accuracy[0]:.4f} at the start, {accuracy[3]:.4f} after round 3" in text
+    assert "90 pairs: train 54, validation 18, test 18" in text and "kind2" in text
+    assert f"tokenizer tiny ({tokenizer_hash()[:12]})" in text and "(synthetic)" in text
+    assert "family llama" in text and "family gpt2" in text and f"tokenizer sha256 {tokenizer_hash()}" in text
+    assert "2 layers, hidden 32, heads 4 on 2 key-value heads of 8, intermediate 48, vocabulary 96" in text
+    assert "option.lr-shared = 0.01" in text and "group-00000.safetensors" in text
+
+
+def test_manifests_hold_the_hashes_of_their_files(space: Workspace) -> None:
+    space.run("hashed", checkpoint_every=2, method="fedpdpo")
+    for folder in checkpoints(space.folder / "hashed.ckpt"):
+        files = manifest(folder)["files"]
+        assert {entry["name"] for entry in files} | {"manifest.json"} == {path.name for path in folder.iterdir()}
+        assert sum(entry["name"].startswith("client-") for entry in files) == 4
+        for entry in files:
+            data = (folder / entry["name"]).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["size"], entry["sha256"])
+
+
+def test_inspect_of_nothing_known(space: Workspace) -> None:
+    other = space.folder / "notes.txt"
+    other.write_text("notes")
+    for path in (other, space.folder / "nowhere", space.folder):
+        outcome = space.call("inspect", path)
+        (line,) = outcome.error_lines
+        assert outcome.code == 2 and str(path) in line and "expected" in line and "found" in line
+
+
+def test_bench_gives_rates_that_fit_together(space: Workspace) -> None:
+    outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--pairs", 3, "--repeats", 2)
+    assert outcome.code == 0, outcome.err
+    tokens, pairs = number(r"([\d.]+) tokens/s", outcome.out), number(r"([\d.]+) pairs/s", outcome.out)
+    assert tokens > 0 and tokens / pairs == pytest.approx(8 + 6 + 5, rel=1e-3)
+    assert "3 pairs of 8/6/5 tokens" in outcome.out and "tiny_llama" in outcome.out
+    assert number(r"share +([\d.]+) % of the products' rate", outcome.out) > 0
+
+
+def test_help_and_version(space: Workspace) -> None:
+    general = space.call("help", ranks=2)
+    assert general.code == 0 and general.err == "" and general.out.count("usage:") == 1
+    for subcommand in ("run", "plan", "partition", "inspect", "bench"):
+        assert subcommand in general.out
+        assert space.call("help", subcommand).out == space.call(subcommand, "--help").out != ""
+    text = space.call("run", "--help").out
+    for name in ("--model", "--data", "--method", "--lr-private", "--checkpoint-every", "--resume", "fedpdpo"):
+        assert name in text
+    version = space.call("version", ranks=2)
+    assert version.code == 0 and re.fullmatch(r"fedpdpo \d+\.\d+\.\d+ \(.*\)\n", version.out)
+    assert space.call("--version").out == version.out
+
+
+def test_a_config_file_gives_what_the_command_line_would(space: Workspace) -> None:
+    other = write_pairs(space.folder / "other.h5", random_pairs(60, seed=4, domain="other"))
+    config = space.folder / "run.cfg"
+    config.write_text(f"[input]\nmodel = {LLAMA}\ndata = {space.pairs} {other}  # two domains\n[training]\n"
+                      "method = fedpdpo\nclients = 4\nrounds = 9\nsteps=2\nbatch=4\nmin-train = 2\nreward-head = off\n")
+    outcome = space.call("run", "--config", config, "--rounds", 1, "--out", space.folder / "by-config.h5")
+    assert outcome.code == 0, outcome.err
+    with h5py.File(space.folder / "by-config.h5") as file:
+        given = dict(file["config"].attrs)
+    assert given["rounds"] == "1" and given["method"] == "fedpdpo" and given["reward-head"] == "off"
+    assert given["bottleneck"] == "16" and given["head"] == "full"  # the method's own
+    assert given["data"] == f"{space.pairs} {other}" and given["model"] == str(LLAMA)
+    assert given["command_line"].startswith("fedpdpo run --config")
