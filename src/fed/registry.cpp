@@ -16,6 +16,9 @@ void personal_modules(RunOptions& o) {
   o.adapter.reward_head = true;
 }
 
+/// LoRA with the LLM head private: FedPer's personalization layer.
+void personal_head(RunOptions& o) { o.adapter.head = HeadKind::full; }
+
 template <class Method>
 std::unique_ptr<FederatedMethod> make(const RunOptions&) {
   return std::make_unique<Method>();
@@ -26,8 +29,13 @@ std::unique_ptr<FederatedMethod> make(const RunOptions&) {
 const std::vector<MethodInfo>& methods() {
   static const std::vector<MethodInfo> all{
       {"local", "no exchange: every client trains its own LoRA", "-", plain_modules, make<Local>},
+      {"local-pdpo", "no exchange, with all of FedPDPO's private modules", "-", personal_modules, make<Local>},
+      {"private-only", "LoRA frozen at its start, private modules trained, nothing travels", "-", personal_modules,
+       make<PrivateOnly>},
       {"centralized", "one model on the pooled pairs", "-", plain_modules, make<Centralized>},
       {"fedavg", "LoRA averaged (federated DPO)", "McMahan et al. 2017, arXiv 1602.05629", plain_modules, make<FedAvg>},
+      {"fedper", "LoRA averaged, LLM head private", "Arivazhagan et al. 2019, arXiv 1912.00818", personal_head,
+       make<FedAvg>},
       {"fedprox", "fedavg with a proximal term", "Li et al. 2020, arXiv 1812.06127", plain_modules,
        [](const RunOptions& o) -> std::unique_ptr<FederatedMethod> { return std::make_unique<FedProx>(o.prox_mu); }},
       // FedPDPO is FedAvg of LoRA with private LLM head, bottleneck and reward head: modules, not another exchange.

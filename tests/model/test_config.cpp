@@ -1,10 +1,9 @@
 // config.json: both dialects of rotary settings, defaults, families, and the line for everything that is wrong.
-#include "fedpdpo/model/config.hpp"
-
 #include <gtest/gtest.h>
 
 #include <array>
 
+#include "fedpdpo/model/config.hpp"
 #include "model_kit.hpp"
 
 namespace fedpdpo::test {
@@ -168,11 +167,10 @@ INSTANTIATE_TEST_SUITE_P(
                   "number of key-value heads: expected a divisor of the number of heads, found 3",
                   set("num_key_value_heads", 3)},
         BadConfig{"odd_rotary", "tiny_llama", "head_dim: expected an even number, found 7", set("head_dim", 7)},
-        BadConfig{"heads_do_not_divide", "tiny_gpt2", "hidden size: expected a multiple of the number of heads, found 32",
-                  set("n_head", 5)},
+        BadConfig{"heads_do_not_divide", "tiny_gpt2",
+                  "hidden size: expected a multiple of the number of heads, found 32", set("n_head", 5)},
         BadConfig{"activation", "tiny_llama", "hidden_act: expected \"silu\", found relu", set("hidden_act", "relu")},
-        BadConfig{"activation_gpt2", "tiny_gpt2",
-                  "activation_function: expected \"gelu_new\" or \"gelu\", found relu",
+        BadConfig{"activation_gpt2", "tiny_gpt2", "activation_function: expected \"gelu_new\" or \"gelu\", found relu",
                   set("activation_function", "relu")},
         BadConfig{"rope", "tiny_llama_tied", "rope_scaling.rope_type: expected \"default\" or \"llama3\", found yarn",
                   [](nlohmann::json& j) { j["rope_scaling"]["rope_type"] = "yarn"; }},

@@ -1,12 +1,11 @@
-// Decoder on its own: gradients of the upper layers where the lower ones carry no LoRA, and buffers that are used again.
-// (Its numbers are compared with transformers' in tests/train.)
-#include "fedpdpo/model/decoder.hpp"
-
+// Decoder on its own: gradients of the upper layers where the lower ones carry no LoRA, and buffers that are used
+// again. (Its numbers are compared with transformers' in tests/train.)
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "fedpdpo/core/random.hpp"
+#include "fedpdpo/model/decoder.hpp"
 #include "model_kit.hpp"
 
 namespace fedpdpo::test {

@@ -1,6 +1,4 @@
 // ParameterLayout: what lies where, what is shared, which sites carry LoRA, and where everybody starts.
-#include "fedpdpo/model/layout.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "fedpdpo/model/layout.hpp"
 #include "model_kit.hpp"
 
 namespace fedpdpo::test {

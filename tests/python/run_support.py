@@ -151,6 +151,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def catches(pid: int, number: int) -> bool:
+    """True once the process has a handler for the signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 class Job:
     """A run under way, in a session of its own."""
 

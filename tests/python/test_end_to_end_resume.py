@@ -11,8 +11,8 @@ from typing import Any
 
 import h5py
 import pytest
-from run_support import (Job, Workspace, assert_same, checkpoints, contents, differences, is_running, last_round,
-                         manifest, needs_program, random_pairs, read, wait_for, write_pairs)
+from run_support import (Job, Workspace, assert_same, catches, checkpoints, contents, differences, is_running,
+                         last_round, manifest, needs_program, random_pairs, read, wait_for, write_pairs)
 
 pytestmark = needs_program
 
@@ -107,22 +107,29 @@ def test_resume_after_the_end_gives_the_file_again(space: Workspace) -> None:
 # Signals
 
 
+def wait_for_handlers(job: Job, ranks: int, number: int) -> None:
+    def ready() -> bool:
+        pids = job.ranks()
+        return len(pids) == ranks and all(catches(pid, number) for pid in pids)
+
+    wait_for(lambda: job.process.poll() is not None or ready(), "the handlers of all ranks")
+
+
 def stop(space: Workspace, jobs: list[Job], name: str, number: int, *, ranks: int, whom: str, after: float = 0.0,
          **options: Any) -> int:
-    """Signals a run once its first round is written, or once it was resumed; the exit code."""
+    """Signals a run once its first round is written (resumed: once it catches signals); the exit code."""
     partial, folder = space.folder / f"{name}.h5.partial", checkpoint_folder(space, name)
     before = checkpoints(folder)
     partial.unlink(missing_ok=True)
     job = space.start(name, ranks=ranks, resume="auto", **options)
     jobs.append(job)
-    if before:  # resumed: the handlers are there before the checkpoint is read
-        wait_for(lambda: job.process.poll() is not None or len(job.ranks()) == max(ranks, 1), "all ranks")
-        time.sleep(0.3)
+    if before or whom == "early":
+        wait_for_handlers(job, max(ranks, 1), number)
     else:
         wait_for(lambda: job.process.poll() is not None or partial.exists(), "the first round")
     time.sleep(after)
     if job.process.poll() is None:
-        os.kill(job.process.pid if whom == "job" else job.ranks()[-1], number)
+        os.kill(job.ranks()[-1] if whom == "one rank" else job.process.pid, number)
     outcome = job.finish(30)
     assert outcome.code in (0, REQUEUE), outcome.err
     if outcome.code == REQUEUE:
@@ -144,6 +151,14 @@ def test_signalled_in_the_middle_of_a_round(space: Workspace, jobs: list[Job], w
     where = manifest(checkpoints(checkpoint_folder(space, name))[-1])
     assert where["round"] in (1, 2, 3), where
     assert_same(space.run(name, ranks=1 if ranks else 4, resume="auto", **WIDE), wide_run)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_signalled_while_it_starts(space: Workspace, jobs: list[Job], wide_run: Path, ranks: int) -> None:
+    name = f"early-{ranks}"
+    assert stop(space, jobs, name, signal.SIGUSR1, ranks=ranks, whom="early", **WIDE) == REQUEUE
+    assert manifest(checkpoints(checkpoint_folder(space, name))[-1])["round"] <= 1
+    assert_same(space.run(name, ranks=1, resume="auto", **WIDE), wide_run)
 
 
 def test_signalled_again_and_again(space: Workspace, jobs: list[Job], wide_run: Path) -> None:
@@ -240,7 +255,8 @@ def test_the_partial_file_can_be_read_at_any_moment(space: Workspace, jobs: list
                 assert file["config"].attrs["method"] == "fedpdpo"
                 assert file["clients/test/after/loss"].shape == (25, 4)
             seen.append(last_round(partial))
-        except FileNotFoundError:  # it got its final name
+        except OSError:
+            assert not partial.exists()  # it got its final name, perhaps while HDF5 was looking
             wait_for(path.exists, "the finished file", 10)
             break
     assert job.finish().code == 0

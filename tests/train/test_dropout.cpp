@@ -28,12 +28,13 @@ struct DropoutModel {
     gradients.wanted[0] = gradients.wanted[1] = true;
     std::vector<PairScores> scores(batch.pairs.size());
     double sum = 0;
-    policy.train(batch, {values.data(), 0}, gradients,
-                 [&](std::size_t, PairScores& s) {
-                   sum += s.log_prob_chosen - 0.5 * s.log_prob_rejected;
-                   return PairLoss{.d_log_prob_chosen = 1, .d_log_prob_rejected = -0.5};
-                 },
-                 scores, dropout);
+    policy.train(
+        batch, {values.data(), 0}, gradients,
+        [&](std::size_t, PairScores& s) {
+          sum += s.log_prob_chosen - 0.5 * s.log_prob_rejected;
+          return PairLoss{.d_log_prob_chosen = 1, .d_log_prob_rejected = -0.5};
+        },
+        scores, dropout);
     if (gradient) *gradient = written;
     return sum;
   }

@@ -187,9 +187,9 @@ INSTANTIATE_TEST_SUITE_P(Models, StartOfTraining, testing::ValuesIn(start_cases(
 
 class Bf16 : public testing::TestWithParam<std::string> {};
 
-/// bf16 keeps 8 bits: a weight is off by up to 2^-9 = 0.2 %, and so are the activations that enter each product. Through
-/// two layers that is about 1 % of the logits' spread (order one) a token: 0.05 nat a token is several times what is
-/// seen, and far below what a wrong product would make.
+/// bf16 keeps 8 bits: a weight is off by up to 2^-9 = 0.2 %, and so are the activations that enter each product.
+/// Through two layers that is about 1 % of the logits' spread (order one) a token: 0.05 nat a token is several times
+/// what is seen, and far below what a wrong product would make.
 TEST_P(Bf16, LogProbabilitiesStayNearThoseOfFp32) {
   GoldenModel fp32(GetParam()), bf16(GetParam(), DType::bf16);
   ASSERT_EQ(bf16.weights.head.dtype, DType::bf16);

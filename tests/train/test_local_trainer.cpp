@@ -230,9 +230,8 @@ TEST(NonFinite, OfFrozenGroupsDoesNotCount) {
   for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     for (const Group group : {Group::lora_b, Group::head}) {
       TrainerKit kit(model, pairs, full_adapter(), smooth_options(), 1, 1);
-      kit.step({0}, 1, lora_groups, [&](const Member&, ConstView, View g) {
-        TrainerKit::row(g)[kit.layout.range(group).begin] = bad;
-      });
+      kit.step({0}, 1, lora_groups,
+               [&](const Member&, ConstView, View g) { TrainerKit::row(g)[kit.layout.range(group).begin] = bad; });
       EXPECT_EQ(kit.states[0].sums.finite, group == Group::head) << group_name(group);
     }
   }

@@ -1,7 +1,5 @@
 // Every loss against the golden table (values and derivatives, double precision) and against finite differences, with
 // and without reward terms.
-#include "fedpdpo/train/losses.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,14 +11,13 @@
 
 #include "fedpdpo/core/random.hpp"
 #include "fedpdpo/io/json.hpp"
+#include "fedpdpo/train/losses.hpp"
 #include "support/test_support.hpp"
 
 namespace fedpdpo::test {
 namespace {
 
-nlohmann::json golden() {
-  return read_json(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/golden_losses.json");
-}
+nlohmann::json golden() { return read_json(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/golden_losses.json"); }
 
 /// The options that a golden loss was computed with.
 LossOptions golden_options(const nlohmann::json& json, const std::string& name) {
@@ -178,9 +175,9 @@ TEST(Losses, ReferenceIsUsedWhereTheNameSaysSo) {
   for (std::string_view kind : loss_names()) {
     LossOptions options;
     options.kind = kind;
-    const bool differs = preference_loss(options, scores).d_log_prob_chosen !=
-                             preference_loss(options, other).d_log_prob_chosen ||
-                         preference_loss(options, scores).loss != preference_loss(options, other).loss;
+    const bool differs =
+        preference_loss(options, scores).d_log_prob_chosen != preference_loss(options, other).d_log_prob_chosen ||
+        preference_loss(options, scores).loss != preference_loss(options, other).loss;
     EXPECT_EQ(differs, loss_needs_reference(kind)) << kind;
     with_reference += loss_needs_reference(kind) ? 1 : 0;
   }

@@ -33,8 +33,8 @@ std::vector<float> numbers(const nlohmann::json& list) {
 /// fp32 against float64: relative error over the group's numbers. One step rounds a handful of times at 6e-8.
 constexpr double tolerance = 1e-6;
 
-/// The second moment's: 1 - beta2 of the fp32 beta2 is 1.29e-5 off 0.001. The bias correction has the same beta2, so the
-/// values do not feel it.
+/// The second moment's: 1 - beta2 of the fp32 beta2 is 1.29e-5 off 0.001. The bias correction has the same beta2, so
+/// the values do not feel it.
 constexpr double tolerance_of_second_moment = 2e-5;
 
 void expect_golden(std::span<const float> found, const nlohmann::json& expected, const std::string& what,
@@ -83,8 +83,7 @@ TEST_P(GoldenAdamW, BackendsSweep) {
       const std::string what = std::string(group) + ", step " + std::to_string(step);
       expect_golden(s.value, expected["value"][group], "values of " + what);
       expect_golden(s.first, expected["exp_avg"][group], "first moment of " + what);
-      expect_golden(s.second, expected["exp_avg_sq"][group], "second moment of " + what,
-                    tolerance_of_second_moment);
+      expect_golden(s.second, expected["exp_avg_sq"][group], "second moment of " + what, tolerance_of_second_moment);
     }
   }
 }

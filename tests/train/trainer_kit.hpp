@@ -15,8 +15,8 @@ inline constexpr Group all_groups[] = {Group::lora_a, Group::lora_b, Group::bott
 inline constexpr Group lora_groups[] = {Group::lora_a, Group::lora_b};
 inline constexpr Group private_groups[] = {Group::bottleneck, Group::head, Group::reward};
 
-/// `n` pairs of random tokens. No two have the same number of tokens, so that sums of tokens tell which were used; every
-/// other pair's responses begin alike.
+/// `n` pairs of random tokens. No two have the same number of tokens, so that sums of tokens tell which were used;
+/// every other pair's responses begin alike.
 inline PairSet random_pairs(std::size_t n, std::uint64_t seed, std::int64_t vocab = 96) {
   PairFile file;
   file.path = "random.h5";
@@ -58,8 +58,8 @@ inline AdapterOptions full_adapter() {
   return o;
 }
 
-/// Adam is a smooth map of the gradient only where epsilon is not small beside it; with 1e-8 a gradient that is zero but
-/// for rounding moves a parameter by the whole rate in a direction that rounding decides.
+/// Adam is a smooth map of the gradient only where epsilon is not small beside it; with 1e-8 a gradient that is zero
+/// but for rounding moves a parameter by the whole rate in a direction that rounding decides.
 inline TrainerOptions smooth_options() {
   TrainerOptions o;
   o.batch = 4;

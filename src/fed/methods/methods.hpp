@@ -15,6 +15,12 @@ class Local : public FederatedMethod {
   std::vector<Group> shared_groups() const override;
 };
 
+class PrivateOnly : public FederatedMethod {
+ public:
+  std::vector<Group> shared_groups() const override;
+  std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const override;
+};
+
 class Centralized : public FederatedMethod {
  public:
   std::vector<Group> shared_groups() const override;
