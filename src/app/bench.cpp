@@ -105,11 +105,11 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   pack(pairs, std::span(&all, 1), policy.packing(), batch);
   const Operations operations = count_operations(config, layout, batch);
   std::vector<double> seconds, rates;
-  trainer.step(std::span(&member, 1), 1, trainable, nullptr);
+  trainer.step(std::span(&member, 1), 1, trainable, {});
   for (int i = 0; i < line.bench.repeats; ++i) {
     rates.push_back(measure_product_rate(*backend, config, weights, std::min(512, batch.num_rows()), 0.3));
     const auto start = Clock::now();
-    trainer.step(std::span(&member, 1), 1, trainable, nullptr);
+    trainer.step(std::span(&member, 1), 1, trainable, {});
     backend->synchronize();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }

@@ -41,7 +41,19 @@ class Checker {
       throw InputError("", "--participation", fmt::format("at most the {} clients", run_.partition.num_clients),
                        fmt::format("{}", run_.participation));
     }
-    if (run_.method != "fedprox") needs("prox-mu", "--method fedprox", "--method " + run_.method);
+    const auto only = [&](const char* option, std::initializer_list<std::string_view> methods) {
+      std::string names;
+      for (std::string_view name : methods) {
+        if (run_.method == name) return;
+        names += (names.empty() ? "--method " : " or ") + std::string(name);
+      }
+      needs(option, names, "--method " + run_.method);
+    };
+    only("prox-mu", {"fedprox"});
+    only("server-lr", {"fedavgm", "fedadagrad", "fedyogi", "fedadam"});
+    only("server-momentum", {"fedavgm", "fedadagrad", "fedyogi", "fedadam"});
+    only("server-beta2", {"fedyogi", "fedadam"});
+    only("server-tau", {"fedadagrad", "fedyogi", "fedadam"});
   }
 
   void modules() const {

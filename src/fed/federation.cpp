@@ -66,12 +66,10 @@ Federation::Federation(const FederationInput& input)
     groups_.back()->server.values = initial;
   }
   for (const auto& group : groups_) {
-    if (layout_.shared_size() == 0) break;
-    Tensor device(in_.backend, 1, static_cast<std::int64_t>(layout_.shared_size()));
-    in_.backend.copy_to_device(device.view().data, initial.data(), initial.size() * sizeof(float));
-    server_on_device_.emplace(group->index(), device);
+    distribute(*group);
     for (int client : group->clients())
-      if (const HostedClient* hosted = clients_.find(client)) clients_.set_shared(*hosted, initial);
+      if (const HostedClient* hosted = clients_.find(client))
+        if (layout_.shared_size() > 0) clients_.set_shared(*hosted, initial);
   }
   if (in_.world.rank() == 0) {
     history_ = std::make_unique<History>(o.rounds);
@@ -141,6 +139,10 @@ void Federation::begin_round() {
     for (int client : participants(*group, round_))
       if (clients_.find(client)) present_.push_back(client);
   std::sort(present_.begin(), present_.end());
+  // Refitting may have moved what is shared; the next round starts from the server's x all the same.
+  if (stage_ == Stage::before_exchange && in_.method.refits_everything())
+    for (HostedClient& client : clients_.all())
+      if (client.state.steps_done == 0) clients_.set_shared(client, group_of(client.state.client)->server.values);
   if (stage_ != Stage::before_exchange || in_.options.optimizer.moments != Moments::reset) return;
   for (HostedClient& client : clients_.all()) {
     if (client.state.steps_done > 0 || !participates(client.state.client)) continue;
@@ -178,20 +180,19 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
         {&client->state, &client->data,
          pooled ? std::span<const ClientPair>(pool_) : std::span<const ClientPair>(client->data.of(Split::train))});
   }
-  const auto hook = [&](const Member& member, ConstView values, View gradient) {
-    const AggregationGroup* group = group_of(member.state->client);
-    const double rate =
-        in_.options.optimizer.lr_shared * rate_factor(in_.options.optimizer, round_, in_.options.rounds);
-    ConstView server = layout_.shared_size() > 0 ? ConstView(server_on_device_.at(group->index()).view()) : ConstView{};
-    in_.method.adjust_gradient({in_.backend, layout_, member.state->client, round_, member.state->steps_done, rate,
-                                server, values, gradient, member.state->method_state});
+  LocalTrainer::Hooks hooks;
+  hooks.before_step = [&](const Member& member, View values, View gradient) {
+    in_.method.adjust_gradient(local_step(*member.state, values, gradient));
+  };
+  hooks.after_step = [&](const Member& member, View values, View gradient) {
+    in_.method.adjust_step(local_step(*member.state, values, gradient));
   };
   int done = cohort.front()->state.steps_done;
   int first = 0;
   for (const Phase& phase : plan) {
     for (; done < first + phase.steps; ++done) {
       if (stop_requested()) return false;
-      trainer_->step(members, round_, phase.trainable, hook);
+      trainer_->step(members, round_, phase.trainable, hooks);
       for (HostedClient* client : cohort) client->state.steps_done = done + 1;
     }
     first += phase.steps;
@@ -200,15 +201,18 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
 }
 
 bool Federation::refit() {
-  const std::vector<Group> own = private_groups();
-  if (in_.options.refit <= 0 || own.empty() || round_ == 0) return true;
+  std::vector<Group> trained = private_groups();
+  if (in_.method.refits_everything())
+    for (Group group : {Group::lora_a, Group::lora_b})
+      if (layout_.has(group)) trained.push_back(group);
+  if (in_.options.refit <= 0 || trained.empty() || round_ == 0) return true;
   PhaseTimer timer(seconds_["train"]);
-  for (int number : present_) {
-    HostedClient& client = *clients_.find(number);
+  // Everybody's model meets the new average, also a client's that was not sampled.
+  for (HostedClient& client : clients_.all()) {
     const Member member{&client.state, &client.data, client.data.of(Split::train)};
     while (client.state.refit_done < in_.options.refit) {
       if (stop_requested()) return false;
-      trainer_->step(std::span(&member, 1), round_, own, nullptr);
+      trainer_->step(std::span(&member, 1), round_, trained, {});
       ++client.state.refit_done;
     }
   }
@@ -236,12 +240,42 @@ bool Federation::evaluate_all(Point point) {
   return true;
 }
 
+LocalStep Federation::local_step(ClientState& state, View values, View gradient) {
+  static const std::map<std::string, Tensor> nothing;
+  const AggregationGroup& group = *group_of(state.client);
+  const auto server_state = server_state_on_device_.find(group.index());
+  const double rate = in_.options.optimizer.lr_shared * rate_factor(in_.options.optimizer, round_, in_.options.rounds);
+  return {in_.backend,
+          layout_,
+          state.client,
+          round_,
+          state.steps_done,
+          rate,
+          layout_.shared_size() > 0 ? ConstView(server_on_device_.at(group.index()).view()) : ConstView{},
+          values,
+          gradient,
+          state.method_state,
+          server_state == server_state_on_device_.end() ? nothing : server_state->second};
+}
+
+/// The server's values and arrays to the device, and the values to the group's clients.
+void Federation::distribute(const AggregationGroup& group) {
+  if (layout_.shared_size() == 0) return;
+  const auto upload = [&](Tensor& tensor, std::span<const float> values) {
+    if (!tensor) tensor = Tensor(in_.backend, 1, static_cast<std::int64_t>(values.size()));
+    in_.backend.copy_to_device(tensor.view().data, values.data(), values.size_bytes());
+  };
+  upload(server_on_device_[group.index()], group.server.values);
+  for (const auto& [name, values] : group.server.state) upload(server_state_on_device_[group.index()][name], values);
+}
+
 void Federation::exchange() {
   if (layout_.shared_size() == 0) return;
   PhaseTimer timer(seconds_["reduce"]);
   for (const auto& group : groups_) {
     std::vector<std::vector<float>> results;
     std::vector<Contribution> own;
+    std::vector<HostedClient*> hosted;
     for (int number : participants(*group, round_)) {
       HostedClient* client = clients_.find(number);
       if (!client) continue;
@@ -251,6 +285,7 @@ void Federation::exchange() {
                                 ? static_cast<double>(pool_.size())
                                 : static_cast<double>(client->data.of(Split::train).size());
       own.push_back({number, weight, {}, client->state.sums.finite});
+      hosted.push_back(client);
     }
     for (std::size_t i = 0; i < own.size(); ++i) own[i].values = results[i];
     std::vector<float> average(group->server.values);
@@ -261,12 +296,38 @@ void Federation::exchange() {
       log_warning(fmt::format("round {}: the update of {} is not finite; it is left out of the round", round_,
                               in_.partition.clients[static_cast<std::size_t>(c.client)].name));
     }
-    if (reduced.num_finite > 0) in_.method.update_server(group->server, average);
-    in_.backend.copy_to_device(server_on_device_.at(group->index()).view().data, group->server.values.data(),
-                               group->server.values.size() * sizeof(float));
+    const auto means = average_payloads(*group, own, hosted);
+    if (reduced.num_finite > 0)
+      in_.method.update_server(group->server, {layout_, round_, static_cast<int>(group->clients().size()),
+                                               reduced.num_finite, average, means});
+    distribute(*group);
     for (int client : group->clients())
-      if (const HostedClient* hosted = clients_.find(client)) clients_.set_shared(*hosted, group->server.values);
+      if (const HostedClient* member = clients_.find(client)) clients_.set_shared(*member, group->server.values);
   }
+}
+
+std::map<std::string, std::vector<float>> Federation::average_payloads(const AggregationGroup& group,
+                                                                       std::span<const Contribution> own,
+                                                                       std::span<HostedClient* const> hosted) {
+  for (std::size_t i = 0; i < own.size(); ++i)
+    if (own[i].finite)
+      in_.method.finish_local(local_step(hosted[i]->state, clients_.buffers().values(hosted[i]->state), View{}));
+  std::map<std::string, std::vector<float>> means;
+  for (const std::string& name : in_.method.payloads()) {
+    std::vector<std::vector<float>> arrays;
+    std::vector<Contribution> terms;
+    for (std::size_t i = 0; i < own.size(); ++i) {
+      if (!own[i].finite) continue;
+      const View array = hosted[i]->state.method_state.at(name).view();
+      arrays.emplace_back(static_cast<std::size_t>(array.size()));
+      in_.backend.copy_to_host(arrays.back().data(), array.data, arrays.back().size() * sizeof(float));
+      terms.push_back({own[i].client, 1.0, {}, true});
+    }
+    for (std::size_t i = 0; i < terms.size(); ++i) terms[i].values = arrays[i];
+    means[name].resize(layout_.shared_size());
+    group.average(terms, means[name]);
+  }
+  return means;
 }
 
 bool Federation::any_rank(bool value) const {

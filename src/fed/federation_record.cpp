@@ -25,7 +25,8 @@ bool is_execution_option(const std::string& name) {
   return false;
 }
 
-/// What a run and the checkpoint that it takes up must agree in: options, and the content of the input wherever it lies.
+/// What a run and the checkpoint that it takes up must agree in: options, and the content of the input wherever it
+/// lies.
 std::map<std::string, std::string> identity(const FederationInput& in) {
   std::string data;
   for (const PairFile& file : in.pairs.files) data += (data.empty() ? "" : " ") + file.content_hash;
@@ -42,8 +43,9 @@ void Federation::record(RunFile* run_file) {
   std::vector<const std::vector<double>*> rows;
   for (HostedClient& client : clients_.all()) {
     const bool present = trained && participates(client.state.client);
-    const double bytes = present ? static_cast<double>(layout_.shared_size() * sizeof(float)) : 0;
-    table_.set_training(client.row, client.state.sums, present, bytes, bytes);
+    const Traffic traffic = present ? in_.method.traffic(layout_, round_) : Traffic{};
+    table_.set_training(client.row, client.state.sums, present, static_cast<double>(traffic.up * sizeof(float)),
+                        static_cast<double>(traffic.down * sizeof(float)));
     rows.push_back(&client.row);
   }
   table_.record(in_.world, clients_.numbers(), rows, round_, static_cast<int>(in_.partition.clients.size()),
@@ -191,9 +193,7 @@ void Federation::restore() {
       const auto state = file.read<float>(name);
       group->server.state[name.substr(7)].assign(state.begin(), state.end());
     }
-    if (layout_.shared_size() > 0)
-      in_.backend.copy_to_device(server_on_device_.at(group->index()).view().data, group->server.values.data(),
-                                 group->server.values.size() * sizeof(float));
+    distribute(*group);
   }
   if (history_) {
     const SafetensorsFile file = reader->open("history");

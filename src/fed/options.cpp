@@ -55,6 +55,10 @@ void describe_federation(const RunOptions& options, Description& out) {
   out.word("groups", group_kind_names, options.groups);
   out.word("reduce", reduction_names, options.reduce);
   out.number("prox-mu", options.prox_mu);
+  out.number("server-lr", options.server_lr);
+  out.number("server-momentum", options.server_momentum);
+  out.number("server-beta2", options.server_beta2);
+  out.number("server-tau", options.server_tau);
   out.number("refit", options.refit);
 }
 

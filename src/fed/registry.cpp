@@ -16,12 +16,28 @@ void personal_modules(RunOptions& o) {
   o.adapter.reward_head = true;
 }
 
+/// FedRep trains the head first, then the body.
+void head_then_body(RunOptions& o) {
+  o.adapter.head = HeadKind::full;
+  o.schedule = LocalSchedule::alternate;
+}
+
+void fine_tuning(RunOptions& o) { o.refit = 4; }
+
+/// What the adaptive server optimizers' paper uses, scaled to LoRA's updates.
+void adaptive_server(RunOptions& o) { o.server_lr = 0.01; }
+
 /// LoRA with the LLM head private: FedPer's personalization layer.
 void personal_head(RunOptions& o) { o.adapter.head = HeadKind::full; }
 
 template <class Method>
 std::unique_ptr<FederatedMethod> make(const RunOptions&) {
   return std::make_unique<Method>();
+}
+
+template <FedOpt::Rule rule>
+std::unique_ptr<FederatedMethod> make_fedopt(const RunOptions& o) {
+  return std::make_unique<FedOpt>(rule, FedOpt::Options{o.server_lr, o.server_momentum, o.server_beta2, o.server_tau});
 }
 
 }  // namespace
@@ -38,6 +54,28 @@ const std::vector<MethodInfo>& methods() {
        make<FedAvg>},
       {"fedprox", "fedavg with a proximal term", "Li et al. 2020, arXiv 1812.06127", plain_modules,
        [](const RunOptions& o) -> std::unique_ptr<FederatedMethod> { return std::make_unique<FedProx>(o.prox_mu); }},
+      {"fedavg-ft", "LoRA averaged, then fine-tuned by each client before evaluation (--refit)",
+       "Yu et al. 2020, arXiv 2002.04758", fine_tuning, make<FedAvgFt>},
+      {"fedrep", "LoRA averaged, LLM head private and trained first", "Collins et al. 2021, arXiv 2102.07078",
+       head_then_body, make<FedAvg>},
+      {"scaffold", "fedavg with control variates against client drift", "Karimireddy et al. 2020, arXiv 1910.06378",
+       plain_modules, make<Scaffold>},
+      {"fedavgm", "fedavg with server momentum", "Hsu et al. 2019, arXiv 1909.06335", plain_modules,
+       [](const RunOptions& o) -> std::unique_ptr<FederatedMethod> {
+         return std::make_unique<FedAvgM>(o.server_lr, o.server_momentum);
+       }},
+      {"fedadagrad", "fedavg with Adagrad on the server", "Reddi et al. 2021, arXiv 2003.00295", adaptive_server,
+       make_fedopt<FedOpt::Rule::adagrad>},
+      {"fedyogi", "fedavg with Yogi on the server", "Reddi et al. 2021, arXiv 2003.00295", adaptive_server,
+       make_fedopt<FedOpt::Rule::yogi>},
+      {"fedadam", "fedavg with Adam on the server", "Reddi et al. 2021, arXiv 2003.00295", adaptive_server,
+       make_fedopt<FedOpt::Rule::adam>},
+      {"ffa-lora", "LoRA with A frozen, B averaged: exact", "Sun et al. 2024, arXiv 2403.12313", plain_modules,
+       make<FfaLora>},
+      {"fedsa-lora", "LoRA with A averaged, B private", "Guo et al. 2025, arXiv 2410.01463", plain_modules,
+       make<FedSaLora>},
+      {"rolora", "LoRA with B and A trained and averaged in turn", "Chen et al. 2024, arXiv 2409.02346", plain_modules,
+       make<RoLora>},
       // FedPDPO is FedAvg of LoRA with private LLM head, bottleneck and reward head: modules, not another exchange.
       {"fedpdpo", "LoRA averaged; LLM head, reward head and bottleneck private", "Zhu et al. 2026, arXiv 2603.19741",
        personal_modules, make<FedAvg>},

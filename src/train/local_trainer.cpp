@@ -55,7 +55,7 @@ void LocalTrainer::draw_batch(const Member& member, std::vector<ClientPair>& bat
 }
 
 void LocalTrainer::step(std::span<const Member> members, int round, std::span<const Group> trainable,
-                        const GradientHook& hook) {
+                        const Hooks& hooks) {
   const std::size_t num_members = members.size();
   check(num_members > 0 && (gradient_stride_ > 0 || num_members == 1), "step: more members than the cohort has slots");
   batches_.resize(num_members);
@@ -119,13 +119,13 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
     // A member's masks follow its own rows: neither the cuts nor the rest of the cohort change them.
     for (std::size_t i = 0; i < num_members; ++i) first_rows[i] += packed_.clients[i].end - packed_.clients[i].begin;
   }
-  for (const Member& member : members) apply(member, round, trainable, hook);
+  for (const Member& member : members) apply(member, round, trainable, hooks);
 }
 
-void LocalTrainer::apply(const Member& member, int round, std::span<const Group> trainable, const GradientHook& hook) {
+void LocalTrainer::apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks) {
   ClientState& state = *member.state;
   View values = buffers_.values(state), gradients = gradient(state);
-  if (hook) hook(member, values, gradients);
+  if (hooks.before_step) hooks.before_step(member, values, gradients);
 
   const auto part = [&](View view, Group group) {
     const ParameterRange range = layout_.range(group);
@@ -159,6 +159,7 @@ void LocalTrainer::apply(const Member& member, int round, std::span<const Group>
     backend_.adamw(adamw, part(values, group), part(gradients, group), part(buffers_.first_moment(state), group),
                    part(buffers_.second_moment(state), group));
   }
+  if (hooks.after_step) hooks.after_step(member, values, gradients);
 }
 
 std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,

@@ -21,6 +21,11 @@ std::unique_ptr<FederatedMethod> make(const std::string& name, const RunOptions&
 }
 
 const std::vector<Group> lora{Group::lora_a, Group::lora_b};
+const std::map<std::string, std::vector<float>> no_means;
+
+ModelConfig tiny_config() {
+  return read_model_config(std::filesystem::path(FEDPDPO_SOURCE_DIR) / "tests" / "golden" / "tiny_llama");
+}
 
 TEST(Registry, NamesAreUniqueAndDescribed) {
   std::set<std::string> names;
@@ -38,6 +43,7 @@ TEST(Registry, NamesAreUniqueAndDescribed) {
 /// The modules that a method's clients have by default, as options.
 using Options = std::map<std::string, std::string>;
 const Options lora_alone{};
+const Options adaptive{{"server-lr", "0.01"}};
 const Options private_head{{"head", "full"}};
 const Options all_modules{{"head", "full"}, {"bottleneck", "16"}, {"reward-head", "on"}};
 
@@ -50,10 +56,24 @@ struct Expected {
 
 const std::vector<Group> everything{Group::lora_a, Group::lora_b, Group::bottleneck, Group::head, Group::reward};
 const Expected table[] = {
-    {"local", lora_alone, {}, DataScope::own},         {"local-pdpo", all_modules, {}, DataScope::own},
-    {"private-only", all_modules, {}, DataScope::own}, {"centralized", lora_alone, everything, DataScope::pooled},
-    {"fedavg", lora_alone, lora, DataScope::own},      {"fedper", private_head, lora, DataScope::own},
-    {"fedprox", lora_alone, lora, DataScope::own},     {"fedpdpo", all_modules, lora, DataScope::own},
+    {"local", lora_alone, {}, DataScope::own},
+    {"local-pdpo", all_modules, {}, DataScope::own},
+    {"private-only", all_modules, {}, DataScope::own},
+    {"centralized", lora_alone, everything, DataScope::pooled},
+    {"fedavg", lora_alone, lora, DataScope::own},
+    {"fedper", private_head, lora, DataScope::own},
+    {"fedprox", lora_alone, lora, DataScope::own},
+    {"fedpdpo", all_modules, lora, DataScope::own},
+    {"fedavg-ft", {{"refit", "4"}}, lora, DataScope::own},
+    {"fedrep", {{"head", "full"}, {"schedule", "alternate"}}, lora, DataScope::own},
+    {"scaffold", lora_alone, lora, DataScope::own},
+    {"fedavgm", lora_alone, lora, DataScope::own},
+    {"fedadagrad", adaptive, lora, DataScope::own},
+    {"fedyogi", adaptive, lora, DataScope::own},
+    {"fedadam", adaptive, lora, DataScope::own},
+    {"ffa-lora", lora_alone, {Group::lora_b}, DataScope::own},
+    {"fedsa-lora", lora_alone, {Group::lora_a}, DataScope::own},
+    {"rolora", lora_alone, lora, DataScope::own},
 };
 
 TEST(Methods, AreWhatTheDesignSays) {
@@ -89,7 +109,8 @@ TEST(Methods, TrainAsScheduledAndTakeTheAverage) {
       EXPECT_EQ(plan[1].trainable, lora);
     }
     ServerState server{{9, 9, 9}, {}};
-    method->update_server(server, average);
+    const ParameterLayout layout(tiny_config(), {}, method->shared_groups());
+    method->update_server(server, {.layout = layout, .average = average, .means = no_means});
     EXPECT_EQ(server.values, average) << name;
     EXPECT_TRUE(server.state.empty());
   }
@@ -108,8 +129,7 @@ TEST(Methods, PrivateOnlyNeverTrainsLora) {
 
 /// g + mu (y - x) over the shared span, the rest as it was; mu 0 leaves every bit.
 TEST(FedProx, AddsTheProximalGradient) {
-  const ModelConfig config =
-      read_model_config(std::filesystem::path(FEDPDPO_SOURCE_DIR) / "tests" / "golden" / "tiny_llama");
+  const ModelConfig config = tiny_config();
   AdapterOptions adapter;
   adapter.reward_head = true;
   const auto backend = make_cpu_backend({});
@@ -136,7 +156,8 @@ TEST(FedProx, AddsTheProximalGradient) {
                                .server = view_of(x.data(), 1, static_cast<std::int64_t>(x.size())),
                                .values = view_of(y.data(), 1, n),
                                .gradient = view_of(g.data(), 1, n),
-                               .state = state});
+                               .state = state,
+                               .server_state = state});
       EXPECT_EQ(g, expected) << name << ", mu " << mu;  // all numbers are exact in binary
       EXPECT_TRUE(state.empty());
     }

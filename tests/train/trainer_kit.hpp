@@ -134,10 +134,10 @@ struct TrainerKit {
   }
   /// One local step of these clients together, then their step counts.
   void step(std::initializer_list<int> clients, int round = 1, std::span<const Group> trainable = all_groups,
-            const LocalTrainer::GradientHook& hook = nullptr) {
+            const LocalTrainer::Hook& hook = nullptr) {
     std::vector<Member> members;
     for (int client : clients) members.push_back(member(client));
-    trainer.step(members, round, trainable, hook);
+    trainer.step(members, round, trainable, {hook, nullptr});
     for (const Member& m : members) ++m.state->steps_done;
   }
 

@@ -55,6 +55,11 @@ class Federation {
   bool refit();
   bool evaluate_all(Point point);
   void exchange();
+  std::map<std::string, std::vector<float>> average_payloads(const AggregationGroup& group,
+                                                             std::span<const Contribution> own,
+                                                             std::span<HostedClient* const> hosted);
+  void distribute(const AggregationGroup& group);
+  LocalStep local_step(ClientState& state, View values, View gradient);
   void record(RunFile* run_file);
   void report_progress() const;
   FinalMargins gather_margins();
@@ -76,9 +81,10 @@ class Federation {
   std::unique_ptr<LocalTrainer> trainer_;
   std::vector<std::unique_ptr<AggregationGroup>> groups_;  // those of this rank
   std::map<int, Tensor> server_on_device_;                 // by group index
-  std::vector<ClientPair> pool_;                           // centralized: the pooled train pairs
-  std::map<int, Evaluation> last_test_;                    // by client
-  std::unique_ptr<History> history_;                       // rank 0
+  std::map<int, std::map<std::string, Tensor>> server_state_on_device_;
+  std::vector<ClientPair> pool_;         // centralized: the pooled train pairs
+  std::map<int, Evaluation> last_test_;  // by client
+  std::unique_ptr<History> history_;     // rank 0
 
   int round_ = 0;
   int serial_ = 0;  // of checkpoints within the round

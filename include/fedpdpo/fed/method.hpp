@@ -17,25 +17,48 @@
 
 namespace fedpdpo {
 
-/// What a method may look at and change in a client's local step. Views are on the backend's device: over the shared
-/// span (1, shared_size) or over all trainables (1, size).
+/// What a method may look at and change in a client's local training. Views are on the backend's device: over the
+/// shared span (1, shared_size) or over all trainables (1, size).
 struct LocalStep {
   Backend& backend;
   const ParameterLayout& layout;
   int client = 0;
   int round = 1;
-  int step = 0;  ///< within the round
+  int step = 0;  ///< within the round; in finish_local the number of steps done
   double learning_rate_shared = 0;
-  ConstView server;                      ///< x over the shared span
-  ConstView values;                      ///< y_i over all trainables
-  View gradient;                         ///< over all trainables; groups that are not trained hold garbage
-  std::map<std::string, Tensor>& state;  ///< the method's own arrays of this client, kept and checkpointed
+  ConstView server;                                   ///< x over the shared span
+  View values;                                        ///< y_i over all trainables
+  View gradient;                                      ///< over all trainables; groups that are not trained hold garbage
+  std::map<std::string, Tensor>& state;               ///< the method's own arrays of this client, kept and checkpointed
+  const std::map<std::string, Tensor>& server_state;  ///< the group's ServerState::state
+
+  /// An array of the client's state over the shared span, zeros where it is new.
+  View client_array(const std::string& name) const;
+  /// An array of the server's state over the shared span; a view without data where the server has none yet.
+  ConstView server_array(const std::string& name) const;
+  /// The shared part of a view over all trainables.
+  View shared(View all) const { return all.columns(0, static_cast<std::int64_t>(layout.shared_size())); }
 };
 
 /// The server side of one aggregation group.
 struct ServerState {
   std::vector<float> values;                        ///< x, (shared_size)
   std::map<std::string, std::vector<float>> state;  ///< the method's own arrays, kept and checkpointed
+};
+
+/// What the server rule is given.
+struct ServerRound {
+  const ParameterLayout& layout;
+  int round = 1;
+  int num_clients = 0;                                     ///< of the group
+  int num_counted = 0;                                     ///< whose results were counted
+  std::span<const float> average;                          ///< sum p_i y_i over the shared span
+  const std::map<std::string, std::vector<float>>& means;  ///< of each payload, over the clients counted
+};
+
+/// Numbers that a client sends and receives in a round.
+struct Traffic {
+  std::size_t up = 0, down = 0;
 };
 
 /// Whose train pairs a trained client uses.
@@ -54,8 +77,19 @@ class FederatedMethod {
   virtual std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const;
   /// Called for every local step, after the gradient and before clipping.
   virtual void adjust_gradient(const LocalStep& step) const;
-  /// The server rule: `average` = sum p_i y_i over the shared span. Default: x <- average.
-  virtual void update_server(ServerState& server, std::span<const float> average) const;
+  /// Called for every local step, after the optimizer's.
+  virtual void adjust_step(const LocalStep& step) const;
+  /// Called once a round for every client whose result is counted, after its last local step.
+  virtual void finish_local(const LocalStep& step) const;
+  /// Names of the client arrays (over the shared span) that travel beside y_i; the server rule gets their plain means.
+  virtual std::vector<std::string> payloads() const { return {}; }
+  /// The server rule. Default: x <- average.
+  virtual void update_server(ServerState& server, const ServerRound& round) const;
+  /// What travels in a round. Default: the shared span up and down, and every payload up.
+  virtual Traffic traffic(const ParameterLayout& layout, int round) const;
+  /// Which groups the `--refit` steps after the exchange train, and whether the clients' next round starts from the
+  /// server's x all the same (it always does for what is shared). Default: the private modules.
+  virtual bool refits_everything() const { return false; }
 };
 
 }  // namespace fedpdpo

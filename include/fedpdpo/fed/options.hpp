@@ -33,8 +33,12 @@ struct RunOptions {
   double participation = 1;  ///< <= 1: share of the clients; > 1: so many; drawn from (seed, round)
   GroupKind groups = GroupKind::all;
   Reduction reduce = Reduction::exact;
-  double prox_mu = 0.01;  ///< fedprox
-  int refit = 0;          ///< private-only steps after averaging, before the `after` evaluation
+  double prox_mu = 0.01;         ///< fedprox
+  double server_lr = 1;          ///< fedavgm, fedadagrad, fedyogi, fedadam: eta
+  double server_momentum = 0.9;  ///< the same: beta1
+  double server_beta2 = 0.99;    ///< fedyogi, fedadam
+  double server_tau = 1e-3;      ///< fedadagrad, fedyogi, fedadam: adaptivity
+  int refit = 0;                 ///< private-only steps after averaging, before the `after` evaluation
   // local training
   AdapterOptions adapter;
   LossOptions loss;

@@ -40,8 +40,12 @@ struct Member {
 
 class LocalTrainer {
  public:
-  /// Called after a member's gradient is complete and before it is clipped.
-  using GradientHook = std::function<void(const Member& member, ConstView values, View gradient)>;
+  /// Called with a member's values and gradient: when the gradient is complete and not yet clipped, and after the
+  /// optimizer's step.
+  using Hook = std::function<void(const Member& member, View values, View gradient)>;
+  struct Hooks {
+    Hook before_step, after_step;
+  };
 
   /// `gradient_slots`: 1 where members are trained one at a time, else the number of clients that the rank hosts.
   LocalTrainer(Backend& backend, const PairSet& pairs, const ParameterLayout& layout, Policy& policy,
@@ -49,11 +53,11 @@ class LocalTrainer {
 
   /// One local step of the members (one, unless there are several gradient slots), in a round (1-based; it keys the
   /// learning rate and dropout).
-  void step(std::span<const Member> members, int round, std::span<const Group> trainable, const GradientHook& hook);
+  void step(std::span<const Member> members, int round, std::span<const Group> trainable, const Hooks& hooks);
 
  private:
   void draw_batch(const Member& member, std::vector<ClientPair>& batch);
-  void apply(const Member& member, int round, std::span<const Group> trainable, const GradientHook& hook);
+  void apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks);
   View gradient(const ClientState& client) const;
 
   Backend& backend_;

@@ -5,6 +5,9 @@
 
 namespace fedpdpo {
 
+/// The phases without a group, and without those that trained nothing else.
+std::vector<Phase> without_group(std::vector<Phase> phases, Group group);
+
 class FedAvg : public FederatedMethod {
  public:
   std::vector<Group> shared_groups() const override;
@@ -34,6 +37,61 @@ class FedProx : public FedAvg {
 
  private:
   double prox_mu_;
+};
+
+class Scaffold : public FedAvg {
+ public:
+  void adjust_step(const LocalStep& step) const override;
+  void finish_local(const LocalStep& step) const override;
+  std::vector<std::string> payloads() const override { return {"control_change"}; }
+  void update_server(ServerState& server, const ServerRound& round) const override;
+  Traffic traffic(const ParameterLayout& layout, int round) const override;
+};
+
+class FedAvgM : public FedAvg {
+ public:
+  FedAvgM(double server_lr, double momentum) : server_lr_(server_lr), momentum_(momentum) {}
+  void update_server(ServerState& server, const ServerRound& round) const override;
+
+ private:
+  double server_lr_, momentum_;
+};
+
+class FedOpt : public FedAvg {
+ public:
+  enum class Rule : std::uint8_t { adagrad, yogi, adam };
+  struct Options {
+    double rate, momentum, beta2, tau;
+  };
+  FedOpt(Rule rule, const Options& options) : rule_(rule), options_(options) {}
+  void update_server(ServerState& server, const ServerRound& round) const override;
+
+ private:
+  Rule rule_;
+  Options options_;
+};
+
+class FfaLora : public FedAvg {
+ public:
+  std::vector<Group> shared_groups() const override;
+  std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const override;
+};
+
+class FedSaLora : public FedAvg {
+ public:
+  std::vector<Group> shared_groups() const override;
+};
+
+class RoLora : public FedAvg {
+ public:
+  std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const override;
+  void update_server(ServerState& server, const ServerRound& round) const override;
+  Traffic traffic(const ParameterLayout& layout, int round) const override;
+};
+
+class FedAvgFt : public FedAvg {
+ public:
+  bool refits_everything() const override;
 };
 
 }  // namespace fedpdpo

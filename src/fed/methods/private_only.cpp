@@ -7,10 +7,7 @@ namespace fedpdpo {
 std::vector<Group> PrivateOnly::shared_groups() const { return {}; }
 
 std::vector<Phase> PrivateOnly::plan_round(int, std::vector<Phase> scheduled) const {
-  for (Phase& phase : scheduled)
-    std::erase_if(phase.trainable, [](Group g) { return g == Group::lora_a || g == Group::lora_b; });
-  std::erase_if(scheduled, [](const Phase& phase) { return phase.trainable.empty(); });
-  return scheduled;
+  return without_group(without_group(std::move(scheduled), Group::lora_a), Group::lora_b);
 }
 
 }  // namespace fedpdpo
