@@ -36,9 +36,9 @@ RunInput read_input(const Communicator& world, const RunOptions& options) {
   on_all_ranks(world, [&] {
     require_matching_tokenizer(pairs, model.tokenizer_sha256(), model.config().vocab_size, options.model);
     for (const PairFile& file : pairs.files)
-      if (file.max_length > model.config().max_positions)
+      if (file.max_length > model.config().table_positions())
         throw InputError(file.path.string(), "max_length",
-                         fmt::format("at most the model's {} positions", model.config().max_positions),
+                         fmt::format("at most the model's {} positions", model.config().table_positions()),
                          fmt::format("{}", file.max_length));
     return 0;
   });

@@ -9,6 +9,7 @@
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/fed/aggregation_error.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
 #include "phase_timer.hpp"
 
@@ -74,6 +75,10 @@ Federation::Federation(const FederationInput& input)
   if (in_.world.rank() == 0) {
     history_ = std::make_unique<History>(o.rounds);
     table_.define(*history_, static_cast<int>(in_.partition.clients.size()));
+    history_->define(
+        "/rounds/lora_aggregation_error", static_cast<std::size_t>(in_.config.num_layers), "1",
+        "Frobenius norm of sum p_i B_i A_i - (sum p_i B_i)(sum p_i A_i) over a layer's LoRA sites, mean over "
+        "aggregation groups; NaN where not both factors are averaged");
     for (const char* phase : phase_names)
       history_->define(std::string("/timings/") + phase, 1, "s", std::string("seconds of the slowest rank: ") + phase);
   }
@@ -296,6 +301,11 @@ void Federation::exchange() {
       log_warning(fmt::format("round {}: the update of {} is not finite; it is left out of the round", round_,
                               in_.partition.clients[static_cast<std::size_t>(c.client)].name));
     }
+    const bool both =
+        layout_.is_shared(Group::lora_a) && layout_.is_shared(Group::lora_b) && layout_.has(Group::lora_a);
+    if (both && reduced.num_finite > 0)
+      aggregation_error_[group->index()] =
+          gather_aggregation_error(*group, layout_, in_.config.num_layers, own, average);
     const auto means = average_payloads(*group, own, hosted);
     if (reduced.num_finite > 0)
       in_.method.update_server(group->server, {layout_, round_, static_cast<int>(group->clients().size()),
@@ -357,6 +367,7 @@ void Federation::run(RunFile* run_file) {
       client.row = table_.empty_row();
     }
     seconds_.clear();
+    aggregation_error_.clear();
     ++round_;
     serial_ = 0;
     stage_ = Stage::before_exchange;

@@ -50,6 +50,7 @@ void Federation::record(RunFile* run_file) {
   }
   table_.record(in_.world, clients_.numbers(), rows, round_, static_cast<int>(in_.partition.clients.size()),
                 history_.get());
+  record_aggregation_error();
   double total = 0;
   for (const char* phase : phase_names) {
     double seconds = std::string_view(phase) == "total" ? total : seconds_[phase];
@@ -61,6 +62,33 @@ void Federation::record(RunFile* run_file) {
   run_file->write_history(*history_);
   run_file->flush();
   report_progress();
+}
+
+void Federation::record_aggregation_error() {
+  std::vector<double> own;
+  for (const auto& [group, errors] : aggregation_error_) {
+    if (errors.empty()) continue;
+    own.push_back(group);
+    own.insert(own.end(), errors.begin(), errors.end());
+  }
+  const auto all = in_.world.gather(std::as_bytes(std::span(own)), 0);
+  if (!history_) return;
+  const auto layers = static_cast<std::size_t>(in_.config.num_layers);
+  std::map<int, std::vector<double>> by_group;
+  for (const auto& bytes : all) {
+    std::vector<double> numbers(bytes.size() / sizeof(double));
+    if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    for (std::size_t at = 0; at < numbers.size(); at += layers + 1)
+      by_group[static_cast<int>(numbers[at])].assign(numbers.begin() + static_cast<std::ptrdiff_t>(at) + 1,
+                                                     numbers.begin() + static_cast<std::ptrdiff_t>(at + 1 + layers));
+  }
+  if (by_group.empty()) return;
+  std::span<double> row = history_->at("/rounds/lora_aggregation_error").row(static_cast<std::size_t>(round_));
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    double sum = 0;
+    for (const auto& [group, errors] : by_group) sum += errors[layer];
+    row[layer] = sum / static_cast<double>(by_group.size());
+  }
 }
 
 void Federation::report_progress() const {
@@ -156,6 +184,9 @@ void Federation::save() {
     StateFile file;
     file.put("values", std::span<const float>(group->server.values));
     for (const auto& [name, values] : group->server.state) file.put("method." + name, std::span<const float>(values));
+    // Of a round whose exchange is done and whose record is not.
+    if (const auto error = aggregation_error_.find(group->index()); error != aggregation_error_.end())
+      file.put("aggregation_error", std::span<const double>(error->second));
     writer.add(group_file(group->index()), file);
   }
   if (history_) {
@@ -192,6 +223,10 @@ void Federation::restore() {
       if (name.rfind("method.", 0) != 0) continue;
       const auto state = file.read<float>(name);
       group->server.state[name.substr(7)].assign(state.begin(), state.end());
+    }
+    if (file.contains("aggregation_error") && group->communicator().rank() == 0) {
+      const auto errors = file.read<double>("aggregation_error");
+      aggregation_error_[group->index()].assign(errors.begin(), errors.end());
     }
     distribute(*group);
   }

@@ -18,17 +18,25 @@ void require(bool condition, const std::filesystem::path& file, std::string_view
 }
 
 void check_config(const ModelConfig& c, const std::filesystem::path& file) {
-  constexpr std::int64_t most = std::int64_t{1} << 30;
-  const std::pair<const char*, std::int64_t> sizes[] = {{"vocab_size", c.vocab_size},
-                                                        {"hidden size", c.hidden_size},
-                                                        {"intermediate size", c.intermediate_size},
-                                                        {"number of layers", c.num_layers},
-                                                        {"number of heads", c.num_heads},
-                                                        {"number of key-value heads", c.num_kv_heads},
-                                                        {"head_dim", c.head_dim},
-                                                        {"maximum positions", c.max_positions}};
-  for (const auto& [field, value] : sizes)
-    require(value > 0 && value < most, file, field, "a whole number from 1 to 2^30", value);
+  // Far above any model, and small enough that no product of them overflows.
+  struct Bound {
+    const char* field;
+    std::int64_t value;
+    int log2;
+  };
+  const Bound bounds[] = {{"vocab_size", c.vocab_size, 24},
+                          {"hidden size", c.hidden_size, 20},
+                          {"intermediate size", c.intermediate_size, 20},
+                          {"number of layers", c.num_layers, 14},
+                          {"number of heads", c.num_heads, 20},
+                          {"number of key-value heads", c.num_kv_heads, 20},
+                          {"head_dim", c.head_dim, 20},
+                          {"maximum positions", c.max_positions, 30}};
+  for (const Bound& bound : bounds)
+    require(bound.value > 0 && bound.value <= (std::int64_t{1} << bound.log2), file, bound.field,
+            fmt::format("a whole number from 1 to 2^{}", bound.log2), bound.value);
+  require(c.num_heads * c.head_dim <= (std::int64_t{1} << 20), file, "heads times head_dim", "at most 2^20",
+          c.num_heads * c.head_dim);
   require(c.num_heads % c.num_kv_heads == 0, file, "number of key-value heads", "a divisor of the number of heads",
           c.num_kv_heads);
   require(c.rotary_dim % 2 == 0, file, "head_dim", "an even number", c.rotary_dim);

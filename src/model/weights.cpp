@@ -99,8 +99,8 @@ Weights carve(const ModelConfig& c, DType dtype, Carver& carver) {
   if (layer_norm) w.final_norm_bias = carver.take(1, d, DType::f32);
   w.head = c.tied_head ? w.embedding : carver.take(c.vocab_size, d, dtype);
   if (c.rotary_dim > 0) {
-    w.cos = carver.take(c.max_positions, c.rotary_dim / 2, DType::f32);
-    w.sin = carver.take(c.max_positions, c.rotary_dim / 2, DType::f32);
+    w.cos = carver.take(c.table_positions(), c.rotary_dim / 2, DType::f32);
+    w.sin = carver.take(c.table_positions(), c.rotary_dim / 2, DType::f32);
   }
   return w;
 }
@@ -131,7 +131,7 @@ void fill_rotary_tables(const ModelConfig& c, const Weights& w) {
         frequency = (1 - smooth) * frequency / s.factor + smooth * frequency;
       }
     }
-    for (std::int64_t p = 0; p < c.max_positions; ++p) {
+    for (std::int64_t p = 0; p < c.table_positions(); ++p) {
       const auto at = static_cast<std::size_t>(p * half + i);
       store(w.cos, at, static_cast<float>(std::cos(static_cast<double>(p) * frequency)));
       store(w.sin, at, static_cast<float>(std::sin(static_cast<double>(p) * frequency)));
@@ -217,6 +217,16 @@ ModelFolder::ModelFolder(const std::filesystem::path& folder) : path_(folder) {
         throw InputError(path.string(), name, "each tensor in one shard", "a second one");
     }
   }
+  // Sizes that the weights cannot have are found here, before memory is asked for.
+  std::int64_t stored = 0;
+  for (const SafetensorsFile& file : files_)
+    for (const auto& [name, tensor] : file.tensors()) stored += tensor.num_elements();
+  const std::int64_t learned = config_.position == PositionKind::learned ? config_.max_positions : 0;
+  const std::int64_t least = config_.layer_parameters() + (config_.vocab_size + learned) * config_.hidden_size;
+  if (least > stored)
+    throw InputError((folder / "config.json").string(), "sizes",
+                     fmt::format("a model of at most the {} numbers that its weight files hold", stored),
+                     fmt::format("one of {} or more", least));
   const std::filesystem::path tokenizer = folder / "tokenizer.json";
   if (!std::filesystem::exists(tokenizer))
     throw InputError(tokenizer.string(), "", "the model's tokenizer", "no such file");

@@ -95,3 +95,14 @@ def test_scaffold_with_all_controls_zero_begins_as_fedavg(space: Workspace) -> N
     losses = [read(run, "rounds/test/after/loss") for run in runs]
     assert losses[0][1] == losses[1][1]
     assert losses[0][2] != losses[1][2]
+
+
+def test_aggregation_error(space: Workspace) -> None:
+    """Averaging A and B apart leaves an error; with one of them the same for all, or kept private, there is none."""
+    errors = {method: read(space.run(f"error-{method}", method=method, rounds=3), "rounds/lora_aggregation_error")
+              for method in ("local", "fedavg", "ffa-lora", "fedsa-lora", "rolora", "scaffold")}
+    assert (errors["fedavg"][1:] > 0).all() and (errors["scaffold"][1:] > 0).all()
+    assert (errors["rolora"][1:] < 1e-9).all()
+    for method in ("local", "ffa-lora", "fedsa-lora"):
+        assert np.isnan(errors[method]).all()
+    assert np.isnan(errors["fedavg"][0]).all()

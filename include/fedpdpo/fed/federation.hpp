@@ -61,6 +61,7 @@ class Federation {
   void distribute(const AggregationGroup& group);
   LocalStep local_step(ClientState& state, View values, View gradient);
   void record(RunFile* run_file);
+  void record_aggregation_error();
   void report_progress() const;
   FinalMargins gather_margins();
   bool any_rank(bool value) const;
@@ -82,9 +83,10 @@ class Federation {
   std::vector<std::unique_ptr<AggregationGroup>> groups_;  // those of this rank
   std::map<int, Tensor> server_on_device_;                 // by group index
   std::map<int, std::map<std::string, Tensor>> server_state_on_device_;
-  std::vector<ClientPair> pool_;         // centralized: the pooled train pairs
-  std::map<int, Evaluation> last_test_;  // by client
-  std::unique_ptr<History> history_;     // rank 0
+  std::vector<ClientPair> pool_;                          // centralized: the pooled train pairs
+  std::map<int, std::vector<double>> aggregation_error_;  // by group index, on the group's rank 0
+  std::map<int, Evaluation> last_test_;                   // by client
+  std::unique_ptr<History> history_;                      // rank 0
 
   int round_ = 0;
   int serial_ = 0;  // of checkpoints within the round

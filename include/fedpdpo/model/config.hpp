@@ -51,6 +51,8 @@ struct ModelConfig {
   std::vector<LinearSite> sites;  ///< in the order q, k, v, o, gate, up, down (or the family's own)
 
   std::int64_t qkv_width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+  /// Positions that have a rotary table: longer contexts are not for preference pairs.
+  std::int64_t table_positions() const { return max_positions < (1 << 17) ? max_positions : (1 << 17); }
   std::int64_t up_width() const { return gated_mlp ? 2 * intermediate_size : intermediate_size; }
   /// (rows, cols) of a block's weight.
   std::array<std::int64_t, 2> block_shape(Block block) const;
