@@ -45,11 +45,9 @@ PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int 
     file.label.push_back(0);
     file.split.push_back(Split::train);
   }
-  PairSet set;
-  set.label_names = file.label_names;
-  set.global_label = {file.label};
-  set.files.push_back(std::move(file));
-  return set;
+  std::vector<PairFile> files;
+  files.push_back(std::move(file));
+  return join_pair_files(std::move(files));
 }
 
 double median(std::vector<double> values) {
