@@ -136,9 +136,10 @@ def test_identities(space: Workspace, request: pytest.FixtureRequest, one: dict[
     runs = [space.run(f"{name}-{i}", rounds=4, lora_dropout=0.1, **options) for i, options in enumerate((one, other))]
     first, second = (metrics(run) for run in runs)
     changed = differences(first, second)
-    if other["method"] == "local":  # which sends nothing, and that is all
+    if other["method"] == "local":  # which sends and averages nothing, and that is all
         sent = [f"{group}/train/bytes_{way}" for group in ("clients", "rounds") for way in ("down", "up")]
-        assert changed == sorted(sent)
+        assert changed == sorted([*sent, "rounds/lora_aggregation_error"])
+        assert (read(runs[0], "rounds/lora_aggregation_error")[1:] == 0).all()
     else:
         assert changed == []
 
