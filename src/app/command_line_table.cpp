@@ -126,7 +126,7 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.server_beta2 = real(g, below_one); }},
       {"server-tau", "X", "fedadagrad, fedyogi, fedadam: adaptivity", federation,
        [](Line& l, const Given& g) { l.run.server_tau = real(g, any_positive); }},
-      {"refit", "N", "private-only steps after averaging, before the evaluation", federation,
+      {"refit", "N", "private-only steps of every client after averaging, before the evaluation", federation,
        [](Line& l, const Given& g) { l.run.refit = integer(g, 0); }},
 
       {"lora-rank", "R", "rank of the LoRA adapter, 0: none", modules,
