@@ -197,12 +197,17 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
   for (const Phase& phase : plan) {
     for (; done < first + phase.steps; ++done) {
       if (stop_requested()) return false;
-      trainer_->step(members, round_, phase.trainable, hooks);
+      trainer_->step(members, round_, phase.trainable, trains_shared(phase) ? hooks : LocalTrainer::Hooks{});
       for (HostedClient* client : cohort) client->state.steps_done = done + 1;
     }
     first += phase.steps;
   }
   return true;
+}
+
+bool Federation::trains_shared(const Phase& phase) const {
+  return std::any_of(phase.trainable.begin(), phase.trainable.end(),
+                     [&](Group group) { return layout_.is_shared(group) && layout_.has(group); });
 }
 
 bool Federation::refit() {
@@ -319,9 +324,14 @@ void Federation::exchange() {
 std::map<std::string, std::vector<float>> Federation::average_payloads(const AggregationGroup& group,
                                                                        std::span<const Contribution> own,
                                                                        std::span<HostedClient* const> hosted) {
-  for (std::size_t i = 0; i < own.size(); ++i)
-    if (own[i].finite)
-      in_.method.finish_local(local_step(hosted[i]->state, clients_.buffers().values(hosted[i]->state), View{}));
+  int shared_steps = 0;
+  for (const Phase& phase : phases(round_)) shared_steps += trains_shared(phase) ? phase.steps : 0;
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    if (!own[i].finite) continue;
+    LocalStep end = local_step(hosted[i]->state, clients_.buffers().values(hosted[i]->state), View{});
+    end.step = shared_steps;
+    in_.method.finish_local(end);
+  }
   std::map<std::string, std::vector<float>> means;
   for (const std::string& name : in_.method.payloads()) {
     std::vector<std::vector<float>> arrays;

@@ -106,3 +106,12 @@ def test_aggregation_error(space: Workspace) -> None:
     for method in ("local", "ffa-lora", "fedsa-lora"):
         assert np.isnan(errors[method]).all()
     assert np.isnan(errors["fedavg"][0]).all()
+
+
+def test_scaffold_leaves_lora_alone_in_the_private_phase(space: Workspace) -> None:
+    """With everything in the private phase, nothing that travels moves, control variates or not."""
+    options = {"head": "full", "schedule": "alternate", "private_share": 1.0, "rounds": 3}
+    runs = [space.run(f"private-phase-{name}", method=name, **options) for name in ("fedavg", "scaffold")]
+    losses = [read(run, "rounds/test/after/loss") for run in runs]
+    np.testing.assert_array_equal(*losses)
+    assert losses[0][-1] != losses[0][0]

@@ -52,6 +52,7 @@ class Federation {
   void begin_round();
   bool train_locally();
   bool train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan);
+  bool trains_shared(const Phase& phase) const;
   bool refit();
   bool evaluate_all(Point point);
   void exchange();

@@ -24,7 +24,7 @@ struct LocalStep {
   const ParameterLayout& layout;
   int client = 0;
   int round = 1;
-  int step = 0;  ///< within the round; in finish_local the number of steps done
+  int step = 0;  ///< within the round; in finish_local the number of steps that trained what is shared
   double learning_rate_shared = 0;
   ConstView server;                                   ///< x over the shared span
   View values;                                        ///< y_i over all trainables
@@ -75,9 +75,9 @@ class FederatedMethod {
   virtual DataScope data_scope() const { return DataScope::own; }
   /// The phases of a client's local training in a round (1-based), given what the schedule option asks for.
   virtual std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const;
-  /// Called for every local step, after the gradient and before clipping.
+  /// Called for every local step that trains something shared, after the gradient and before clipping.
   virtual void adjust_gradient(const LocalStep& step) const;
-  /// Called for every local step, after the optimizer's.
+  /// Called for the same steps, after the optimizer's.
   virtual void adjust_step(const LocalStep& step) const;
   /// Called once a round for every client whose result is counted, after its last local step.
   virtual void finish_local(const LocalStep& step) const;
@@ -87,8 +87,8 @@ class FederatedMethod {
   virtual void update_server(ServerState& server, const ServerRound& round) const;
   /// What travels in a round. Default: the shared span up and down, and every payload up.
   virtual Traffic traffic(const ParameterLayout& layout, int round) const;
-  /// Which groups the `--refit` steps after the exchange train, and whether the clients' next round starts from the
-  /// server's x all the same (it always does for what is shared). Default: the private modules.
+  /// True where the `--refit` steps after the exchange train LoRA as well, not the private modules alone; the next round
+  /// starts from the server's x all the same.
   virtual bool refits_everything() const { return false; }
 };
 
