@@ -37,7 +37,8 @@ int run_command(const Communicator& world, const CommandLine& line) {
 
   ReferenceRequest request{
       {}, backend->name() + (options.precision == Precision::bf16 ? "-bf16" : "-fp32"), options.reference_cache};
-  request.model_hash = world.broadcast(world.rank() == 0 ? input.model.content_hash() : std::string(), 0);
+  request.model_hash = world.broadcast(
+      on_all_ranks(world, [&] { return world.rank() == 0 ? input.model.content_hash() : std::string(); }), 0);
   ReferenceReport report;
   const ReferenceLogProbs reference = reference_log_probs(world, *backend, input.model.config(), backbone.weights,
                                                           input.pairs, input.partition, request, report);

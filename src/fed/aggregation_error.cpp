@@ -28,10 +28,11 @@ double squared_norm_of_products(const std::vector<double>& b, const std::vector<
     for (std::size_t c = 0; c < clients; ++c)
       for (std::size_t j = 0; j < r; ++j) row[c * r + j] = b[(c * n + i) * r + j];
     for (std::size_t u = 0; u < width; ++u)
-      for (std::size_t v = 0; v < width; ++v) gram_b[u * width + v] += row[u] * row[v];
+      for (std::size_t v = 0; v <= u; ++v) gram_b[u * width + v] += row[u] * row[v];
   }
   for (std::size_t u = 0; u < width; ++u)
     for (std::size_t v = 0; v <= u; ++v) {
+      gram_b[v * width + u] = gram_b[u * width + v];
       double sum = 0;
       for (std::size_t j = 0; j < k; ++j) sum += a[u * k + j] * a[v * k + j];
       gram_a[u * width + v] = gram_a[v * width + u] = sum;

@@ -66,12 +66,7 @@ Federation::Federation(const FederationInput& input)
         std::make_unique<AggregationGroup>(in_.world, g, rank_list, members, layout_.shared_blocks(), o.reduce));
     groups_.back()->server.values = initial;
   }
-  for (const auto& group : groups_) {
-    distribute(*group);
-    for (int client : group->clients())
-      if (const HostedClient* hosted = clients_.find(client))
-        if (layout_.shared_size() > 0) clients_.set_shared(*hosted, initial);
-  }
+  for (const auto& group : groups_) distribute(*group);
   if (in_.world.rank() == 0) {
     history_ = std::make_unique<History>(o.rounds);
     table_.define(*history_, static_cast<int>(in_.partition.clients.size()));
@@ -268,8 +263,8 @@ LocalStep Federation::local_step(ClientState& state, View values, View gradient)
           server_state == server_state_on_device_.end() ? nothing : server_state->second};
 }
 
-/// The server's values and arrays to the device, and the values to the group's clients.
-void Federation::distribute(const AggregationGroup& group) {
+/// The server's values and arrays to the device.
+void Federation::upload_server(const AggregationGroup& group) {
   if (layout_.shared_size() == 0) return;
   const auto upload = [&](Tensor& tensor, std::span<const float> values) {
     if (!tensor) tensor = Tensor(in_.backend, 1, static_cast<std::int64_t>(values.size()));
@@ -277,6 +272,13 @@ void Federation::distribute(const AggregationGroup& group) {
   };
   upload(server_on_device_[group.index()], group.server.values);
   for (const auto& [name, values] : group.server.state) upload(server_state_on_device_[group.index()][name], values);
+}
+
+/// The same, and the server's values to the group's clients.
+void Federation::distribute(const AggregationGroup& group) {
+  upload_server(group);
+  for (int client : group.clients())
+    if (const HostedClient* hosted = clients_.find(client)) clients_.set_shared(*hosted, group.server.values);
 }
 
 void Federation::exchange() {
@@ -316,8 +318,6 @@ void Federation::exchange() {
       in_.method.update_server(group->server, {layout_, round_, static_cast<int>(group->clients().size()),
                                                reduced.num_finite, average, means});
     distribute(*group);
-    for (int client : group->clients())
-      if (const HostedClient* member = clients_.find(client)) clients_.set_shared(*member, group->server.values);
   }
 }
 

@@ -228,7 +228,7 @@ void Federation::restore() {
       const auto errors = file.read<double>("aggregation_error");
       aggregation_error_[group->index()].assign(errors.begin(), errors.end());
     }
-    distribute(*group);
+    upload_server(*group);
   }
   if (history_) {
     const SafetensorsFile file = reader->open("history");

@@ -44,8 +44,6 @@ Outcome run_case(GoldenModel& model, const ParameterLayout& layout, const LossOp
   gradients.wanted.fill(true);
   PackingOptions packing = policy.packing();
   packing.share_prefix = share_prefix;
-  const nlohmann::json& c = model.json["cases"];
-  (void)c;
   const std::size_t step = all.size() / num_batches;
   for (std::size_t begin = 0; begin < all.size(); begin += step) {
     PackedBatch batch;

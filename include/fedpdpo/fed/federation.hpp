@@ -59,6 +59,7 @@ class Federation {
   std::map<std::string, std::vector<float>> average_payloads(const AggregationGroup& group,
                                                              std::span<const Contribution> own,
                                                              std::span<HostedClient* const> hosted);
+  void upload_server(const AggregationGroup& group);
   void distribute(const AggregationGroup& group);
   LocalStep local_step(ClientState& state, View values, View gradient);
   void record(RunFile* run_file);
