@@ -2,9 +2,11 @@
 // defaults of a method give way.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
 #include "command_line_parts.hpp"
+#include "fedpdpo/fed/registry.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -41,6 +43,9 @@ class Checker {
       throw InputError("", "--participation", fmt::format("at most the {} clients", run_.partition.num_clients),
                        fmt::format("{}", run_.participation));
     }
+  }
+
+  void method() const {
     const auto only = [&](const char* option, std::initializer_list<std::string_view> methods) {
       std::string names;
       for (std::string_view name : methods) {
@@ -54,6 +59,98 @@ class Checker {
     only("server-momentum", {"fedavgm", "fedadagrad", "fedyogi", "fedadam"});
     only("server-beta2", {"fedyogi", "fedadam"});
     only("server-tau", {"fedadagrad", "fedyogi", "fedadam"});
+    const AdapterOptions& adapter = run_.adapter;
+    if ((run_.method == "fedper" || run_.method == "fedrep") && adapter.head == HeadKind::frozen) {
+      needs("head",
+            fmt::format("full or lowrank, which --method {} keeps private (without it it is fedavg)", run_.method),
+            "frozen");
+    }
+    if (run_.method == "private-only" && adapter.head == HeadKind::frozen && adapter.bottleneck == 0 &&
+        !adapter.reward_head) {
+      throw InputError("", "--head, --bottleneck, --reward-head",
+                       "a private module, which --method private-only trains", "none");
+    }
+  }
+
+  void groups() const {
+    const std::string kind(name_of(group_kind_names, run_.groups));
+    if (run_.groups != GroupKind::all) refuse(Feature::groups, "--groups " + kind);
+    if (run_.groups == GroupKind::agreement) refuse(Feature::found_groups, "--groups agreement");
+    if (run_.groups != GroupKind::clusters) needs("cluster-labels", "--groups clusters:K", "--groups " + kind);
+    if (run_.groups != GroupKind::agreement) needs("agreement-errors", "--groups agreement", "--groups " + kind);
+    for (int label : run_.cluster_labels) {
+      if (label >= run_.num_clusters) {
+        throw InputError("", "--cluster-labels", fmt::format("numbers below the {} of --groups", run_.num_clusters),
+                         fmt::format("{}", label));
+      }
+    }
+    const int trained = run_.partition.num_clients - run_.partition.num_new_clients;
+    if (finds_groups() && run_.num_clusters > trained) {
+      throw InputError("", "--groups", fmt::format("at most as many clusters as the {} clients that train", trained),
+                       fmt::format("{}", run_.num_clusters));
+    }
+  }
+
+  void privacy() const {
+    if (run_.privacy.clip == 0) {
+      for (const char* option : {"dp-noise", "dp-delta"}) needs(option, "--dp-clip above 0", "--dp-clip 0");
+      return;
+    }
+    refuse(Feature::privacy, "--dp-clip");
+    if (finds_groups()) {
+      throw InputError(fmt::format("--dp-clip: not with --groups {}, found from updates without clipping or noise",
+                                   name_of(group_kind_names, run_.groups)));
+    }
+  }
+
+  void compression() const {
+    const Compression kind = run_.compression.kind;
+    const std::string found = fmt::format("--compress {}", name_of(compression_names, kind));
+    if (kind != Compression::none) refuse(Feature::compression, found);
+    if (kind == Compression::none) needs("error-feedback", "--compress int8 or topk", found);
+    if (kind != Compression::topk) needs("compress-share", "--compress topk", found);
+  }
+
+  void personal_lora() const {
+    const PersonalLora kind = run_.adapter.personal_lora;
+    const std::string found = fmt::format("--personal-lora {}", name_of(personal_lora_names, kind));
+    if (kind != PersonalLora::none) {
+      refuse(Feature::personal_lora, found);
+      if (run_.adapter.lora_rank == 0) throw InputError(found + ": needs --lora-rank above 0, found 0");
+    }
+    if (kind != PersonalLora::ditto) needs("personal-prox", "--personal-lora ditto", found);
+    if (kind != PersonalLora::apfl) needs("personal-mix", "--personal-lora apfl", found);
+    if (kind != PersonalLora::feddpa) needs("personal-samples", "--personal-lora feddpa", found);
+  }
+
+  void lora_ranks() const {
+    if (run_.lora_ranks.empty()) return;
+    refuse(Feature::lora_ranks, "--lora-ranks");
+    const int largest = *std::max_element(run_.lora_ranks.begin(), run_.lora_ranks.end());
+    if (largest > run_.adapter.lora_rank) {
+      throw InputError("", "--lora-ranks", fmt::format("ranks up to the {} of --lora-rank", run_.adapter.lora_rank),
+                       fmt::format("{}", largest));
+    }
+    if (finds_groups())
+      throw InputError("--lora-ranks: not with groups that are found: updates of different ranks do not compare");
+  }
+
+  void new_clients() const {
+    const int count = run_.partition.num_new_clients;
+    if (count == 0) {
+      needs("new-client-steps", "--new-clients above 0", "--new-clients 0");
+      return;
+    }
+    refuse(Feature::new_clients, "--new-clients");
+    if (count >= run_.partition.num_clients) {
+      throw InputError("", "--new-clients", fmt::format("fewer than the {} clients", run_.partition.num_clients),
+                       fmt::format("{}", count));
+    }
+  }
+
+  void reduction() const {
+    if (run_.reduce_route == ReductionRoute::flat)
+      needs("ranks-per-node", "--reduce-route hierarchical", "--reduce-route flat");
   }
 
   void modules() const {
@@ -97,6 +194,22 @@ class Checker {
     }
     if (kind != "cdpo" && kind != "robust") needs("label-smoothing", "--loss cdpo or robust", "--loss " + kind);
     if (kind != "simpo") needs("simpo-gamma", "--loss simpo", "--loss " + kind);
+    if (reward_head && run_.loss.mu == 0 && (kind == "ipo" || kind == "kto")) {
+      needs("mu", fmt::format("a weight above 0, from which alone --loss {} trains the reward head", kind), "0");
+    }
+    if (kind != "kto") {
+      for (const char* option : {"kto-chosen-weight", "kto-rejected-weight"})
+        needs(option, "--loss kto", "--loss " + kind);
+    } else if (run_.loss.kto_chosen_weight == 0 && run_.loss.kto_rejected_weight == 0) {
+      throw InputError("", "--kto-chosen-weight", "above 0, or --kto-rejected-weight above 0", "0 and 0");
+    }
+    if (run_.loss.reference_free && !loss_needs_reference(kind)) {
+      needs("reference-free", "a loss with a reference", "--loss " + kind);
+    }
+    if (run_.loss.length_normalize && !loss_is_of_margin(kind)) {
+      needs("length-normalize", "--loss dpo, cdpo, robust or hinge",
+            fmt::format("--loss {}{}", kind, kind == "ipo" ? ", which always is so" : ""));
+    }
   }
 
   void training() const {
@@ -121,6 +234,15 @@ class Checker {
                      "nothing");
   }
 
+  bool finds_groups() const {
+    return run_.groups == GroupKind::agreement || (run_.groups == GroupKind::clusters && run_.cluster_labels.empty());
+  }
+
+  void refuse(Feature feature, const std::string& option) const {
+    const std::string reason = find_method(run_.method)->make(run_)->refuses(feature);
+    if (!reason.empty()) throw InputError(fmt::format("{}: not with --method {}: {}", option, run_.method, reason));
+  }
+
   /// The option was given, and what it needs is not so.
   void needs(std::string_view option, std::string_view condition, std::string_view found) const {
     const auto entry = given_.find(option);
@@ -140,6 +262,14 @@ void check_consistency(const CommandLine& line, const GivenByName& given) {
   checker.required();
   checker.outputs();
   checker.partition();
+  checker.method();
+  checker.groups();
+  checker.privacy();
+  checker.compression();
+  checker.personal_lora();
+  checker.lora_ranks();
+  checker.new_clients();
+  checker.reduction();
   checker.modules();
   checker.loss();
   checker.training();

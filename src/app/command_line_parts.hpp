@@ -38,6 +38,8 @@ inline constexpr Range any_positive{.low = 0, .low_included = false};
 inline constexpr Range not_negative{.low = 0};
 inline constexpr Range share{.low = 0, .high = 1};
 inline constexpr Range below_one{.low = 0, .high = 1, .high_included = false};
+inline constexpr Range open_share{.low = 0, .high = 1, .low_included = false, .high_included = false};
+inline constexpr Range positive_share{.low = 0, .high = 1, .low_included = false};
 inline constexpr Range below_half{.low = 0, .high = 0.5, .high_included = false};
 double real(const Given& given, const Range& range);
 int integer(const Given& given, int low, int high = std::numeric_limits<int>::max());

@@ -21,6 +21,30 @@ void set_participation(Line& line, const Given& given) {
   line.run.participation = value;
 }
 
+/// all, domain, agreement, or clusters:K.
+void set_groups(Line& line, const Given& given) {
+  const std::string& text = given.value();
+  if (text.starts_with("clusters:")) {
+    line.run.num_clusters = integer(Given{given.name, {text.substr(9)}, given.place}, 1, 1'000'000);
+    line.run.groups = GroupKind::clusters;
+    return;
+  }
+  if (text == "clusters") throw given.error("clusters:K, with the number of clusters", text);
+  line.run.groups = choice(given, group_kind_names);
+}
+
+std::vector<int> integers(const Given& given, int least, int most) {
+  std::vector<int> values;
+  std::string_view rest = given.value();
+  for (std::size_t comma = 0; comma != std::string_view::npos; rest.remove_prefix(comma + 1)) {
+    comma = rest.find(',');
+    const std::string item(rest.substr(0, comma));
+    values.push_back(integer(Given{given.name, {item}, given.place}, least, most));
+    if (comma == std::string_view::npos) break;
+  }
+  return values;
+}
+
 void set_data(Line& line, const Given& given) {
   for (const std::string& value : given.values) {
     if (std::find(line.run.data.begin(), line.run.data.end(), value) != line.run.data.end()) {
@@ -96,6 +120,10 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.partition.alpha = real(g, any_positive); }},
       {"flip-clients", "SHARE", "share of the clients whose preferences are swapped", federation,
        [](Line& l, const Given& g) { l.run.partition.flip_clients = real(g, share); }},
+      {"new-clients", "N", "of the clients, so many that never train; at the end they receive LoRA and fit what is private",
+       federation, [](Line& l, const Given& g) { l.run.partition.num_new_clients = integer(g, 0, 1'000'000); }},
+      {"new-client-steps", "N", "steps for which new clients fit their private modules", federation,
+       [](Line& l, const Given& g) { l.run.new_client_steps = integer(g, 0); }},
       {"min-train", "N", "least number of train pairs of a client", federation,
        [](Line& l, const Given& g) { l.run.partition.min_train = unsigned_integer(g, 1); }},
       {"max-train", "N", "keep at most N train pairs a client, 0: all", federation,
@@ -112,10 +140,32 @@ std::vector<OptionSpec> make_table() {
       {"batch", "N", "pairs a step", federation, [](Line& l, const Given& g) { l.run.batch = integer(g, 1); }},
       {"participation", "X", "clients sampled each round: a share up to 1 (all), or a number above 1", federation,
        set_participation},
-      {"groups", "KIND", "whose updates are averaged together: all, or domain (one adapter a data file)", federation,
-       [](Line& l, const Given& g) { l.run.groups = choice(g, group_kind_names); }},
+      {"groups", "KIND", "whose updates are averaged together: all; domain (one adapter a data file); clusters:K (by the "
+       "directions of the first updates); agreement (as many groups as conflicting directions, found anew each round)",
+       federation, set_groups},
+      {"cluster-labels", "LIST", "clusters: the group of every client, as 0,0,1,1; without it they are found", federation,
+       [](Line& l, const Given& g) { l.run.cluster_labels = integers(g, 0, 1'000'000); }},
+      {"agreement-errors", "X", "agreement: groups stay apart where their updates' mean cosine is more than X standard "
+       "errors below 0", federation, [](Line& l, const Given& g) { l.run.agreement_errors = real(g, not_negative); }},
+      {"dp-clip", "C", "client-level differential privacy: largest norm of a client's update, 0: none", federation,
+       [](Line& l, const Given& g) { l.run.privacy.clip = real(g, not_negative); }},
+      {"dp-noise", "X", "noise on the average, in units of one client's largest effect on it", federation,
+       [](Line& l, const Given& g) { l.run.privacy.noise_multiplier = real(g, not_negative); }},
+      {"dp-delta", "X", "the delta that epsilon is told for", federation,
+       [](Line& l, const Given& g) { l.run.privacy.delta = real(g, open_share); }},
+      {"compress", "KIND", "updates sent as they are (none), in 8 bits a number (int8), or the largest alone (topk)",
+       federation, [](Line& l, const Given& g) { l.run.compression.kind = choice(g, compression_names); }},
+      {"compress-share", "SHARE", "topk: share of the numbers that are sent", federation,
+       [](Line& l, const Given& g) { l.run.compression.topk_share = real(g, positive_share); }},
+      {"error-feedback", "on|off", "what compression leaves out is added to the client's next update", federation,
+       [](Line& l, const Given& g) { l.run.compression.error_feedback = choice(g, switch_names); }},
       {"reduce", "KIND", "sum over ranks: exact (the same bits on any number of ranks) or fast", federation,
        [](Line& l, const Given& g) { l.run.reduce = choice(g, reduction_names); }},
+      {"reduce-route", "KIND", "of the sum: flat, or hierarchical (inside every node, then between the nodes)", federation,
+       [](Line& l, const Given& g) { l.run.reduce_route = choice(g, reduction_route_names); }},
+      {"ranks-per-node", "N", "hierarchical: N consecutive ranks count as a node (a socket), 0: the nodes as MPI sees them",
+       federation,
+       [](Line& l, const Given& g) { l.run.ranks_per_node = integer(g, 0); }},
       {"prox-mu", "X", "fedprox: weight of the proximal term", federation,
        [](Line& l, const Given& g) { l.run.prox_mu = real(g, not_negative); }},
       {"server-lr", "X", "fedavgm, fedadagrad, fedyogi, fedadam: the server's rate", federation,
@@ -139,6 +189,17 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.adapter.lora_dropout = real(g, below_one); }},
       {"lora-first-layer", "N", "layers below N carry no adapter and need no backward pass", modules,
        [](Line& l, const Given& g) { l.run.adapter.lora_first_layer = integer(g, 0); }},
+      {"lora-ranks", "LIST", "flora: ranks dealt to the clients in turn, each at most --lora-rank", modules,
+       [](Line& l, const Given& g) { l.run.lora_ranks = integers(g, 1, 4096); }},
+      {"personal-lora", "KIND", "second LoRA, private: none, ditto (drawn to the shared one), apfl (learned mixture), feddpa "
+       "(weighted by an instance's likeness to the client's data)", modules,
+       [](Line& l, const Given& g) { l.run.adapter.personal_lora = choice(g, personal_lora_names); }},
+      {"personal-prox", "X", "ditto: weight of the pull towards the shared LoRA", modules,
+       [](Line& l, const Given& g) { l.run.personal_prox = real(g, not_negative); }},
+      {"personal-mix", "SHARE", "apfl: the personal LoRA's share at the start", modules,
+       [](Line& l, const Given& g) { l.run.personal_mix = real(g, share); }},
+      {"personal-samples", "N", "feddpa: train pairs that stand for a client's data", modules,
+       [](Line& l, const Given& g) { l.run.personal_samples = integer(g, 1); }},
       {"head", "KIND", "private LLM head: full (all weights), lowrank, frozen (none)", modules,
        [](Line& l, const Given& g) { l.run.adapter.head = choice(g, head_kind_names); }},
       {"head-rank", "R", "rank of --head lowrank", modules,
@@ -165,10 +226,18 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.loss.label_smoothing = real(g, below_half); }},
       {"simpo-gamma", "X", "simpo: target margin over beta", loss,
        [](Line& l, const Given& g) { l.run.loss.simpo_gamma = real(g, not_negative); }},
+      {"kto-chosen-weight", "X", "kto: weight of the chosen responses' half", loss,
+       [](Line& l, const Given& g) { l.run.loss.kto_chosen_weight = real(g, not_negative); }},
+      {"kto-rejected-weight", "X", "kto: weight of the rejected responses' half", loss,
+       [](Line& l, const Given& g) { l.run.loss.kto_rejected_weight = real(g, not_negative); }},
+      {"reference-free", "on|off", "losses with a reference: take its log-probabilities as 0", loss,
+       [](Line& l, const Given& g) { l.run.loss.reference_free = choice(g, switch_names); }},
+      {"length-normalize", "on|off", "dpo, cdpo, robust, hinge: log-ratios per response token", loss,
+       [](Line& l, const Given& g) { l.run.loss.length_normalize = choice(g, switch_names); }},
 
       {"lr-shared", "X", "learning rate of LoRA", optimizer,
        [](Line& l, const Given& g) { l.run.optimizer.lr_shared = real(g, not_negative); }},
-      {"lr-private", "X", "learning rate of bottleneck, LLM head and reward head", optimizer,
+      {"lr-private", "X", "learning rate of bottleneck, LLM head, reward head and personal LoRA", optimizer,
        [](Line& l, const Given& g) { l.run.optimizer.lr_private = real(g, not_negative); }},
       {"weight-decay", "X", "AdamW's decoupled decay", optimizer,
        [](Line& l, const Given& g) { l.run.optimizer.weight_decay = real(g, not_negative); }},
@@ -206,7 +275,12 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.overwrite = choice(g, switch_names); }, Arity::none},
       {"eval-every", "N", "rounds from evaluation to evaluation", output,
        [](Line& l, const Given& g) { l.run.eval_every = integer(g, 1); }},
+      {"aggregation-error-every", "N", "rounds from one LoRA aggregation error to the next, 0: none; its cost grows with the "
+       "square of participants times rank", output,
+       [](Line& l, const Given& g) { l.run.aggregation_error_every = integer(g, 0); }},
       {"eval-splits", "LIST", "of train, validation and test", output, set_eval_splits},
+      {"cross-eval", "", "at the end evaluate every client's model on every client's test pairs", output,
+       [](Line& l, const Given& g) { l.run.cross_eval = choice(g, switch_names); }, Arity::none},
       {"checkpoint-every", "N", "rounds from checkpoint to checkpoint, 0: only when a signal stops the run", output,
        [](Line& l, const Given& g) { l.run.checkpoint_every = integer(g, 0); }},
       {"checkpoint-dir", "DIR", "folder of the checkpoints", output,

@@ -81,8 +81,9 @@ std::vector<double> client_costs(const RunInput& input, const RunOptions& option
     const auto train_pairs = static_cast<double>(client.pairs[0].size());
     pool_rows += rows[0];
     pool_pairs += train_pairs;
-    // A train row costs a forward and a backward pass of about the same size.
-    double cost = train_pairs > 0 ? 2 * options.steps * options.batch * rows[0] / train_pairs : 0;
+    // A train row costs a forward and a backward pass of about the same size; a personal LoRA is trained as long again.
+    const int steps = options.steps * (options.adapter.personal_lora == PersonalLora::none ? 1 : 2) + options.refit;
+    double cost = train_pairs > 0 ? 2.0 * steps * options.batch * rows[0] / train_pairs : 0;
     if (method.data_scope() == DataScope::pooled) cost = 0;
     for (Split split : splits) cost += points * rows[static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
     costs.push_back(cost);

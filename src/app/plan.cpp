@@ -2,10 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/compression.hpp"
+#include "fedpdpo/fed/moving_backbone.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -38,6 +42,22 @@ TypicalPair typical_pair(const RunInput& input, const PackingOptions& packing) {
     }
   }
   return {median(rows), median(targets), median(attended)};
+}
+
+/// Bytes up and down of a participant in the first round, of one group.
+std::pair<double, double> exchanged_bytes(const RunInput& input, const RunOptions& o, const FederatedMethod& method,
+                                          const ParameterLayout& layout) {
+  const double clients = o.partition.num_clients - o.partition.num_new_clients;
+  const double drawn = o.participation <= 1 ? std::max(1.0, std::round(o.participation * clients)) : o.participation;
+  const TrafficRound round{.layout = layout,
+                           .num_participants = static_cast<int>(drawn),
+                           .rank_shares = drawn,
+                           .residual = method.moves_backbone() ? residual_size(layout, input.model.config()) : 0};
+  const Traffic traffic = method.traffic(round);
+  const std::vector<float> x(layout.shared_size());
+  std::vector<float> y(x), memory(x);
+  const std::size_t compressed = compress_update(o.compression, layout.shared_blocks(), x, y, memory).bytes;
+  return {traffic.bytes_up(layout.shared_size(), compressed), 4.0 * static_cast<double>(traffic.down)};
 }
 
 }  // namespace
@@ -80,9 +100,8 @@ int plan_command(const Communicator& world, const CommandLine& line) {
              bytes_text(state * static_cast<double>(most_clients) + buffers + gradient), most_clients,
              bytes_text(state * static_cast<double>(most_clients)), o.micro_rows, bytes_text(buffers),
              bytes_text(gradient));
-  fmt::print("exchange      {} up and {} down per client and round\n",
-             bytes_text(4.0 * static_cast<double>(layout.shared_size())),
-             bytes_text(4.0 * static_cast<double>(layout.shared_size())));
+  const auto [up, down] = exchanged_bytes(input, o, *method, layout);
+  fmt::print("exchange      {} up and {} down per participant in the first round\n", bytes_text(up), bytes_text(down));
   fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n",
              pair.rows, pair.targets, per_pair.total() / 1e9);
   fmt::print(

@@ -153,6 +153,11 @@ void Backend::axpy(float alpha, ConstView x, View y, Write mode) {
   if (x.size() > 0) do_axpy(alpha, x, y, mode);
 }
 
+void Backend::scale_rows(ConstView weights, View x) {
+  Contract("scale_rows").matrix(x, "x").matrix(weights, "weights", 1, x.rows);
+  if (x.size() > 0) do_scale_rows(weights, x);
+}
+
 void Backend::gather_rows(ConstView x, ConstView rows, View y) {
   Contract("gather_rows").matrix(x, "x").matrix(rows, "rows", 1, y.rows, DType::i32).matrix(y, "y", y.rows, x.cols);
   if (y.size() > 0) do_gather_rows(x, rows, y);
@@ -312,9 +317,9 @@ void Backend::adamw(const AdamW& options, View values, ConstView gradients, View
   if (values.size() > 0) do_adamw(options, values, gradients, first_moment, second_moment);
 }
 
-double Backend::squared_norm(ConstView x) {
-  Contract("squared_norm").matrix(x, "x");
-  return x.size() > 0 ? do_squared_norm(x) : 0.0;
+double Backend::dot(ConstView x, ConstView y) {
+  Contract("dot").matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  return x.size() > 0 ? do_dot(x, y) : 0.0;
 }
 
 }  // namespace fedpdpo

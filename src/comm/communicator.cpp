@@ -14,11 +14,6 @@ namespace {
 
 constexpr int gather_tag = 1;
 
-template <class T>
-void all_reduce(MPI_Comm comm, std::span<T> values, MPI_Datatype type, MPI_Op operation) {
-  for_each_piece(values, [&](T* data, int count) { MPI_Allreduce(MPI_IN_PLACE, data, count, type, operation, comm); });
-}
-
 std::vector<std::uint64_t> all_sizes(MPI_Comm comm, int num_ranks, std::size_t own) {
   const std::uint64_t size = own;
   std::vector<std::uint64_t> sizes(static_cast<std::size_t>(num_ranks));
@@ -27,6 +22,23 @@ std::vector<std::uint64_t> all_sizes(MPI_Comm comm, int num_ranks, std::size_t o
 }
 
 }  // namespace
+
+template <class T>
+void Communicator::Handle::all_reduce(std::span<T> values, MPI_Datatype type, MPI_Op operation) const {
+  for_each_piece(values, [&](T* data, int count) {
+    if (node == MPI_COMM_NULL) {
+      MPI_Allreduce(MPI_IN_PLACE, data, count, type, operation, comm);
+      return;
+    }
+    if (leaders != MPI_COMM_NULL) {
+      MPI_Reduce(MPI_IN_PLACE, data, count, type, operation, 0, node);
+      MPI_Allreduce(MPI_IN_PLACE, data, count, type, operation, leaders);
+    } else {
+      MPI_Reduce(data, nullptr, count, type, operation, 0, node);
+    }
+    MPI_Bcast(data, count, type, 0, node);
+  });
+}
 
 MpiSession::MpiSession(int* argc, char*** argv) {
   int provided = 0;
@@ -99,6 +111,28 @@ Communicator Communicator::node() const {
   return Communicator(std::make_unique<Handle>(comm));
 }
 
+void Communicator::use_hierarchy(std::optional<int> node) {
+  check(!node || *node >= 0, "a node's number is not negative");
+  handle_->drop_hierarchy();
+  if (node) {
+    MPI_Comm_split(handle_->comm, *node, rank_, &handle_->node);
+  } else {
+    MPI_Comm_split_type(handle_->comm, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &handle_->node);
+  }
+  int rank_in_node = 0;
+  MPI_Comm_rank(handle_->node, &rank_in_node);
+  const bool leads = rank_in_node == 0;
+  int num_nodes = leads ? 1 : 0;
+  MPI_Allreduce(MPI_IN_PLACE, &num_nodes, 1, MPI_INT, MPI_SUM, handle_->comm);
+  if (num_nodes == 1 || num_nodes == size_) {
+    handle_->drop_hierarchy();
+    return;
+  }
+  MPI_Comm_split(handle_->comm, leads ? 0 : MPI_UNDEFINED, rank_, &handle_->leaders);
+}
+
+bool Communicator::is_hierarchical() const { return handle_->node != MPI_COMM_NULL; }
+
 void Communicator::barrier() const { MPI_Barrier(handle_->comm); }
 
 void Communicator::broadcast(std::span<std::byte> bytes, int root) const {
@@ -113,15 +147,11 @@ std::string Communicator::broadcast(const std::string& text, int root) const {
   return result;
 }
 
-void Communicator::sum(std::span<std::int64_t> values) const {
-  all_reduce(handle_->comm, values, MPI_INT64_T, MPI_SUM);
-}
-void Communicator::sum(std::span<double> values) const { all_reduce(handle_->comm, values, MPI_DOUBLE, MPI_SUM); }
-void Communicator::sum(std::span<float> values) const { all_reduce(handle_->comm, values, MPI_FLOAT, MPI_SUM); }
-void Communicator::max(std::span<double> values) const { all_reduce(handle_->comm, values, MPI_DOUBLE, MPI_MAX); }
-void Communicator::max(std::span<std::int64_t> values) const {
-  all_reduce(handle_->comm, values, MPI_INT64_T, MPI_MAX);
-}
+void Communicator::sum(std::span<std::int64_t> values) const { handle_->all_reduce(values, MPI_INT64_T, MPI_SUM); }
+void Communicator::sum(std::span<double> values) const { handle_->all_reduce(values, MPI_DOUBLE, MPI_SUM); }
+void Communicator::sum(std::span<float> values) const { handle_->all_reduce(values, MPI_FLOAT, MPI_SUM); }
+void Communicator::max(std::span<double> values) const { handle_->all_reduce(values, MPI_DOUBLE, MPI_MAX); }
+void Communicator::max(std::span<std::int64_t> values) const { handle_->all_reduce(values, MPI_INT64_T, MPI_MAX); }
 
 std::vector<std::vector<std::byte>> Communicator::gather(std::span<const std::byte> bytes, int root) const {
   const std::uint64_t own_size = bytes.size();

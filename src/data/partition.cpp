@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -247,11 +248,33 @@ void require_valid(const PairSet& pairs, const PartitionOptions& options) {
     throw InputError("", "--clients", fmt::format("at least {}, one for each pair file", pairs.files.size()),
                      std::to_string(options.num_clients));
   }
+  if (options.num_new_clients < 0 ||
+      static_cast<std::size_t>(options.num_clients - options.num_new_clients) < pairs.files.size()) {
+    throw InputError("", "--new-clients",
+                     fmt::format("at most {}, so that each pair file keeps a client that trains",
+                                 options.num_clients - static_cast<int>(pairs.files.size())),
+                     std::to_string(options.num_new_clients));
+  }
   if (options.kind != PartitionKind::iid && !(options.alpha > 0 && std::isfinite(options.alpha))) {
     throw InputError("", "--alpha", "a number above 0", fmt::format("{}", options.alpha));
   }
   if (!(options.flip_clients >= 0 && options.flip_clients <= 1)) {
     throw InputError("", "--flip-clients", "a share between 0 and 1", fmt::format("{}", options.flip_clients));
+  }
+}
+
+/// Clients that never train, drawn at random; every domain keeps one that does.
+void draw_new_clients(const PartitionOptions& options, std::vector<ClientShare>& clients) {
+  std::map<std::int32_t, int> left;
+  for (const ClientShare& client : clients) ++left[client.domain];
+  RandomStream random({.seed = options.seed, .purpose = Purpose::new_clients});
+  int wanted = options.num_new_clients;
+  for (const std::uint32_t c : random.permutation(static_cast<std::uint32_t>(clients.size()))) {
+    if (wanted == 0) return;
+    if (left[clients[c].domain] == 1) continue;
+    --left[clients[c].domain];
+    clients[c].is_new = true;
+    --wanted;
   }
 }
 
@@ -294,6 +317,7 @@ Partition make_partition(const PairSet& pairs, const PartitionOptions& options) 
   const std::vector<std::uint32_t> order = random.permutation(static_cast<std::uint32_t>(num_clients));
   const auto num_flipped = static_cast<std::size_t>(std::llround(options.flip_clients * options.num_clients));
   for (std::size_t i = 0; i < num_flipped; ++i) partition.clients[order[i]].flipped = true;
+  draw_new_clients(options, partition.clients);
   return partition;
 }
 

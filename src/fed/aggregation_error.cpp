@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 
 #include "fedpdpo/core/error.hpp"
 
@@ -70,41 +69,49 @@ std::vector<double> lora_aggregation_error(const ParameterLayout& layout, std::i
   return errors;
 }
 
-std::vector<double> gather_aggregation_error(const AggregationGroup& group, const ParameterLayout& layout,
-                                             std::int64_t num_layers, std::span<const Contribution> own,
-                                             std::span<const float> average) {
+std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,
+                                       std::size_t size, bool to_all) {
   struct Head {
     std::int64_t client;
     double weight;
+    double lora_weight;
   };
-  const std::size_t record = sizeof(Head) + average.size_bytes();
+  const std::size_t record = sizeof(Head) + size * sizeof(float);
   std::vector<std::byte> bytes;
   for (const Contribution& c : own) {
     if (!c.finite) continue;
-    const Head head{c.client, c.weight};
+    const Head head{c.client, c.weight, static_cast<double>(c.lora_weight)};
     const std::size_t at = bytes.size();
     bytes.resize(at + record);
     std::memcpy(bytes.data() + at, &head, sizeof head);
     std::memcpy(bytes.data() + at + sizeof head, c.values.data(), c.values.size_bytes());
   }
-  const auto all = group.communicator().gather(bytes, 0);
-  if (group.communicator().rank() != 0) return {};
-  // By client, so that the sums do not depend on which rank hosts whom.
-  std::map<std::int64_t, std::pair<double, std::vector<float>>> clients;
+  const auto all = to_all ? group.communicator().all_gather(bytes) : group.communicator().gather(bytes, 0);
+  std::vector<GatheredLora> loras;
   double total = 0;
   for (const auto& part : all) {
     for (std::size_t at = 0; at < part.size(); at += record) {
       Head head{};
       std::memcpy(&head, part.data() + at, sizeof head);
-      auto& [weight, values] = clients[head.client];
-      weight = head.weight;
-      values.resize(average.size());
-      std::memcpy(values.data(), part.data() + at + sizeof head, average.size_bytes());
+      GatheredLora& lora = loras.emplace_back(GatheredLora{
+          static_cast<int>(head.client), head.weight, static_cast<float>(head.lora_weight), std::vector<float>(size)});
+      std::memcpy(lora.values.data(), part.data() + at + sizeof head, size * sizeof(float));
       total += head.weight;
     }
   }
+  for (GatheredLora& lora : loras) lora.share /= total;
+  // By client, so that sums do not depend on which rank hosts whom.
+  std::sort(loras.begin(), loras.end(), [](const auto& a, const auto& b) { return a.client < b.client; });
+  return loras;
+}
+
+std::vector<double> gather_aggregation_error(const AggregationGroup& group, const ParameterLayout& layout,
+                                             std::int64_t num_layers, std::span<const Contribution> own,
+                                             std::span<const float> average) {
+  const std::vector<GatheredLora> loras = gather_loras(group, own, average.size(), false);
+  if (group.communicator().rank() != 0) return {};
   std::vector<WeightedLora> list;
-  for (const auto& [number, client] : clients) list.push_back({client.second, client.first / total});
+  for (const GatheredLora& lora : loras) list.push_back({lora.values, lora.share});
   return lora_aggregation_error(layout, num_layers, list, average);
 }
 

@@ -1,25 +1,42 @@
 // Groups, participation, and the average.
 #include "fedpdpo/fed/aggregator.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "fedpdpo/comm/exact_sum.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/random.hpp"
 
 namespace fedpdpo {
-namespace {
-
 bool all_finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
 }
 
-}  // namespace
-
-std::vector<int> group_of_clients(GroupKind kind, const Partition& partition) {
+std::vector<int> group_of_clients(const RunOptions& options, const Partition& partition) {
   std::vector<int> group;
-  for (const ClientShare& client : partition.clients) group.push_back(kind == GroupKind::all ? 0 : client.domain);
+  const std::vector<int>& labels = options.cluster_labels;
+  for (std::size_t c = 0; c < partition.clients.size(); ++c) {
+    const ClientShare& client = partition.clients[c];
+    if (client.is_new) {
+      group.push_back(-1);
+    } else if (options.groups == GroupKind::clusters && !labels.empty()) {
+      if (labels.size() != partition.clients.size())
+        throw InputError("", "--cluster-labels", fmt::format("{} numbers, one a client", partition.clients.size()),
+                         fmt::format("{}", labels.size()));
+      group.push_back(labels[c]);
+    } else {
+      group.push_back(options.groups == GroupKind::domain ? client.domain : 0);
+    }
+  }
+  // Numbers in use follow one another, in their order.
+  std::set<int> used(group.begin(), group.end());
+  used.erase(-1);
+  for (int& g : group)
+    if (g >= 0) g = static_cast<int>(std::distance(used.begin(), used.find(g)));
   return group;
 }
 
@@ -38,14 +55,28 @@ std::vector<int> draw_participants(std::span<const int> clients, double particip
   return chosen;
 }
 
+std::vector<int> draw_poisson(std::span<const int> clients, double probability, std::uint64_t seed, int round) {
+  std::vector<int> chosen;
+  for (int client : clients) {
+    RandomStream stream(
+        {seed, Purpose::participation, static_cast<std::uint32_t>(client), static_cast<std::uint32_t>(round), 1});
+    if (stream.uniform() < probability) chosen.push_back(client);
+  }
+  return chosen;
+}
+
 AggregationGroup::AggregationGroup(const Communicator& world, int index, std::span<const int> members,
-                                   std::vector<int> clients, std::vector<std::size_t> blocks, Reduction reduction)
+                                   std::vector<int> clients, std::vector<std::size_t> blocks, ReductionPlan reduction)
     : index_(index),
       clients_(std::move(clients)),
       blocks_(std::move(blocks)),
-      reduction_(reduction),
+      reduction_(reduction.kind),
       communicator_(world.subgroup(members, index)) {
   server.values.resize(blocks_.back());
+  if (reduction.route == ReductionRoute::flat) return;
+  check(reduction.ranks_per_node >= 0, "ranks a node: not negative");
+  communicator_.use_hierarchy(reduction.ranks_per_node > 0 ? std::optional(world.rank() / reduction.ranks_per_node)
+                                                           : std::nullopt);
 }
 
 Reduced AggregationGroup::average(std::span<Contribution> own, std::span<float> average) const {

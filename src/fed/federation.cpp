@@ -1,9 +1,10 @@
-// The round loop: set-up, local training, evaluation; the exchange is in federation_exchange.cpp.
+// The round loop: set-up and local training. Groups, evaluation, exchange, record and checkpoint are in files of their
+// own.
 #include "fedpdpo/fed/federation.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <set>
+#include <utility>
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
@@ -42,27 +43,20 @@ Federation::Federation(const FederationInput& input)
         std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer, slots);
   }
 
-  const std::vector<int> group_of_client = group_of_clients(o.groups, in_.partition);
-  const int num_groups_of_clients = 1 + *std::max_element(group_of_client.begin(), group_of_client.end());
+  personalization_ =
+      make_personalization({o.adapter.personal_lora, o.personal_prox, o.personal_mix, o.personal_samples});
+  if (!o.lora_ranks.empty())
+    for (HostedClient& client : clients_.all())
+      clients_.set_rank(client, o.lora_ranks[static_cast<std::size_t>(client.state.client) % o.lora_ranks.size()]);
+  form_groups(group_of_clients(o, in_.partition));
   // The server starts where client 0 starts; LoRA's start is the same for all.
   std::vector<float> initial(layout_.size());
   layout_.initialize(o.seed(), 0, in_.weights.head, initial);
   initial.resize(layout_.shared_size());
-  for (int g = 0; g < num_groups_of_clients; ++g) {
-    std::vector<int> members;
-    std::set<int> ranks;
-    for (std::size_t c = 0; c < group_of_client.size(); ++c) {
-      if (group_of_client[c] != g) continue;
-      members.push_back(static_cast<int>(c));
-      ranks.insert(in_.placement.rank_of_client[c]);
-    }
-    if (!ranks.contains(in_.world.rank())) continue;
-    const std::vector<int> rank_list(ranks.begin(), ranks.end());
-    groups_.push_back(
-        std::make_unique<AggregationGroup>(in_.world, g, rank_list, members, layout_.shared_blocks(), o.reduce));
-    groups_.back()->server.values = initial;
+  for (const auto& group : groups_) {
+    group->server.values = initial;
+    distribute(*group);
   }
-  for (const auto& group : groups_) distribute(*group);
   if (in_.world.rank() == 0) {
     history_ = std::make_unique<History>(o.rounds);
     table_.define(*history_, static_cast<int>(in_.partition.clients.size()));
@@ -70,6 +64,10 @@ Federation::Federation(const FederationInput& input)
         "/rounds/lora_aggregation_error", static_cast<std::size_t>(in_.config.num_layers), "1",
         "Frobenius norm of sum p_i B_i A_i - (sum p_i B_i)(sum p_i A_i) over a layer's LoRA sites, mean over "
         "aggregation groups; NaN where not both factors are averaged");
+    if (o.privacy.clip > 0)
+      for (const auto& [name, text] : {std::pair{"epsilon", "of client-level differential privacy up to this round"},
+                                       {"delta", "for which epsilon is told"}})
+        history_->define(std::string("/rounds/privacy/") + name, 1, "1", text);
     for (const char* phase : phase_names)
       history_->define(std::string("/timings/") + phase, 1, "s", std::string("seconds of the slowest rank: ") + phase);
   }
@@ -83,12 +81,6 @@ std::vector<ClientPair> Federation::pooled_pairs() const {
     pool.insert(pool.end(), data.of(Split::train).begin(), data.of(Split::train).end());
   }
   return pool;
-}
-
-AggregationGroup* Federation::group_of(int client) {
-  for (const auto& group : groups_)
-    if (std::binary_search(group->clients().begin(), group->clients().end(), client)) return group.get();
-  return nullptr;
 }
 
 bool Federation::is_evaluated(int round) const {
@@ -118,33 +110,41 @@ std::vector<Phase> Federation::phases(int round) const {
     const auto first = static_cast<int>(std::lround(o.private_share * steps));
     scheduled = {{first, own}, {steps - first, lora}};
   }
-  return in_.method.plan_round(round, scheduled);
+  std::vector<Phase> plan = in_.method.plan_round(round, scheduled);
+  return personalization_ ? personalization_->plan_round(std::move(plan)) : plan;
 }
-
-std::vector<int> Federation::participants(const AggregationGroup& group, int round) const {
-  if (in_.method.data_scope() == DataScope::pooled) return {group.clients().front()};
-  return draw_participants(group.clients(), in_.options.participation, in_.options.seed(), round, group.index());
-}
-
-bool Federation::participates(int client) const { return std::binary_search(present_.begin(), present_.end(), client); }
 
 void Federation::begin_round() {
   present_.clear();
   if (round_ == 0) return;
-  for (const auto& group : groups_)
-    for (int client : participants(*group, round_))
-      if (clients_.find(client)) present_.push_back(client);
-  std::sort(present_.begin(), present_.end());
-  // Refitting may have moved what is shared; the next round starts from the server's x all the same.
-  if (stage_ == Stage::before_exchange && in_.method.refits_everything())
-    for (HostedClient& client : clients_.all())
-      if (client.state.steps_done == 0) clients_.set_shared(client, group_of(client.state.client)->server.values);
-  if (stage_ != Stage::before_exchange || in_.options.optimizer.moments != Moments::reset) return;
+  if (!std::exchange(resumed_, false)) drawn_ = participants(round_);
+  for (int client : drawn_)
+    if (clients_.find(client)) present_.push_back(client);
+  if (stage_ != Stage::before_exchange) return;
   for (HostedClient& client : clients_.all()) {
-    if (client.state.steps_done > 0 || !participates(client.state.client)) continue;
-    in_.backend.fill(clients_.buffers().first_moment(client.state), 0.0f);
-    in_.backend.fill(clients_.buffers().second_moment(client.state), 0.0f);
+    if (client.state.steps_done > 0) continue;
+    // Refitting may have moved what is shared; the next round starts from the server's x all the same.
+    if (const AggregationGroup* group = group_of(client.state.client); group && in_.method.refits_everything())
+      clients_.set_shared(client, group->server.values);
+    if (participates(client.state.client)) restart_moments(client);
+  }
+}
+
+void Federation::restart_moments(HostedClient& client) {
+  const ClientBuffers& buffers = clients_.buffers();
+  if (in_.options.optimizer.moments == Moments::reset) {
+    in_.backend.fill(buffers.first_moment(client.state), 0.0f);
+    in_.backend.fill(buffers.second_moment(client.state), 0.0f);
     client.state.adam_steps = {};
+    return;
+  }
+  for (Group group : in_.method.restarted_groups()) {
+    if (!layout_.has(group)) continue;
+    const auto begin = static_cast<std::int64_t>(layout_.range(group).begin);
+    const auto end = static_cast<std::int64_t>(layout_.range(group).end);
+    in_.backend.fill(buffers.first_moment(client.state).columns(begin, end), 0.0f);
+    in_.backend.fill(buffers.second_moment(client.state).columns(begin, end), 0.0f);
+    client.state.adam_steps[static_cast<std::size_t>(group)] = 0;
   }
 }
 
@@ -160,7 +160,9 @@ bool Federation::train_locally() {
   for (std::size_t begin = 0; begin < waiting.size();) {
     std::size_t end = begin + 1;
     while (end < waiting.size() && end - begin < cohort &&
-           waiting[end]->state.steps_done == waiting[begin]->state.steps_done)
+           waiting[end]->state.steps_done == waiting[begin]->state.steps_done &&
+           (!in_.method.moves_backbone() ||
+            group_of(waiting[end]->state.client) == group_of(waiting[begin]->state.client)))
       ++end;
     if (!train_cohort(std::span(waiting).subspan(begin, end - begin), plan)) return false;
     begin = end;
@@ -176,19 +178,14 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
         {&client->state, &client->data,
          pooled ? std::span<const ClientPair>(pool_) : std::span<const ClientPair>(client->data.of(Split::train))});
   }
-  LocalTrainer::Hooks hooks;
-  hooks.before_step = [&](const Member& member, View values, View gradient) {
-    in_.method.adjust_gradient(local_step(*member.state, values, gradient));
-  };
-  hooks.after_step = [&](const Member& member, View values, View gradient) {
-    in_.method.adjust_step(local_step(*member.state, values, gradient));
-  };
+  use_backbone_of(cohort.front()->state.client);
   int done = cohort.front()->state.steps_done;
   int first = 0;
   for (const Phase& phase : plan) {
+    const LocalTrainer::Hooks around = hooks(phase);
     for (; done < first + phase.steps; ++done) {
       if (stop_requested()) return false;
-      trainer_->step(members, round_, phase.trainable, trains_shared(phase) ? hooks : LocalTrainer::Hooks{});
+      trainer_->step(members, round_, phase.trainable, around, phase.adapter);
       for (HostedClient* client : cohort) client->state.steps_done = done + 1;
     }
     first += phase.steps;
@@ -196,47 +193,63 @@ bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<c
   return true;
 }
 
-bool Federation::trains_shared(const Phase& phase) const {
-  return std::any_of(phase.trainable.begin(), phase.trainable.end(),
-                     [&](Group group) { return layout_.is_shared(group) && layout_.has(group); });
+bool Federation::trains(const Phase& phase, bool shared) const {
+  return std::any_of(phase.trainable.begin(), phase.trainable.end(), [&](Group group) {
+    return layout_.has(group) &&
+           (shared ? layout_.is_shared(group) : group == Group::personal_a || group == Group::personal_b);
+  });
+}
+
+/// The method sees the steps that train something shared, personalization those and the ones of the personal LoRA.
+LocalTrainer::Hooks Federation::hooks(const Phase& phase) {
+  const bool shared = trains(phase, true), personal = trains(phase, false);
+  if (!shared && !personal) return {};
+  const auto step_of = [this, phase](const Member& member, View values, View gradient) {
+    LocalStep step = local_step(*member.state, values, gradient);
+    step.trained = phase.trainable;
+    return step;
+  };
+  LocalTrainer::Hooks hooks;
+  hooks.before_step = [=, this](const Member& member, View values, View gradient) {
+    const LocalStep step = step_of(member, values, gradient);
+    if (shared) in_.method.adjust_gradient(step);
+    if (personal) personalization_->adjust_gradient(step);
+  };
+  hooks.after_step = [=, this](const Member& member, View values, View gradient) {
+    const LocalStep step = step_of(member, values, gradient);
+    if (shared) in_.method.adjust_step(step);
+    if (personalization_) personalization_->adjust_step(step, phase.adapter);
+  };
+  return hooks;
+}
+
+/// Of what is the client's own: the private modules, LoRA factors that do not travel, and the personal LoRA (as if it
+/// stood in the shared one's place); `everything`: shared LoRA too. What the method keeps frozen stays so.
+Phase Federation::private_phase(int steps, bool everything) const {
+  Phase phase{steps, private_groups()};
+  for (Group group : {Group::lora_a, Group::lora_b})
+    if (layout_.has(group) && (everything || personalization_ || !layout_.is_shared(group)))
+      phase.trainable.push_back(group);
+  const std::vector<Phase> plan = in_.method.plan_round(std::max(1, round_), {std::move(phase)});
+  if (plan.empty()) return {};
+  return personalization_ ? with_personal_lora(plan.front()) : plan.front();
 }
 
 bool Federation::refit() {
-  std::vector<Group> trained = private_groups();
-  if (in_.method.refits_everything())
-    for (Group group : {Group::lora_a, Group::lora_b})
-      if (layout_.has(group)) trained.push_back(group);
-  if (in_.options.refit <= 0 || trained.empty() || round_ == 0) return true;
+  const Phase phase = private_phase(in_.options.refit, in_.method.refits_everything());
+  if (phase.steps <= 0 || phase.trainable.empty() || round_ == 0) return true;
   PhaseTimer timer(seconds_["train"]);
+  const LocalTrainer::Hooks around = personalization_ ? hooks(phase) : LocalTrainer::Hooks{};
   // Everybody's model meets the new average, also a client's that was not sampled.
   for (HostedClient& client : clients_.all()) {
+    if (!group_of(client.state.client)) continue;
+    use_backbone_of(client.state.client);
     const Member member{&client.state, &client.data, client.data.of(Split::train)};
-    while (client.state.refit_done < in_.options.refit) {
+    while (client.state.refit_done < phase.steps) {
       if (stop_requested()) return false;
-      trainer_->step(std::span(&member, 1), round_, trained, {});
+      trainer_->step(std::span(&member, 1), round_, phase.trainable, around, phase.adapter);
       ++client.state.refit_done;
     }
-  }
-  return true;
-}
-
-bool Federation::evaluate_all(Point point) {
-  if (!is_evaluated(round_)) return true;
-  PhaseTimer timer(seconds_["evaluate"]);
-  const bool pooled = in_.method.data_scope() == DataScope::pooled;
-  // Without an exchange (and without refit) the model is the same at both points; the pooled model is everybody's only
-  // after it.
-  const bool same = round_ == 0 || pooled || (layout_.shared_size() == 0 && in_.options.refit == 0);
-  if (same && point == Point::before) return true;
-  for (HostedClient& client : clients_.all()) {
-    for (Split split : splits_) {
-      const auto evaluation = evaluate(in_.pairs, policy_, clients_.buffers().parameters(), client.state.slot, loss_,
-                                       client.data.of(split), in_.options.micro_rows, stop_requested);
-      if (!evaluation) return false;
-      table_.set_evaluation(client.row, split, point, *evaluation);
-      if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;
-    }
-    if (same) table_.copy_evaluation(client.row, Point::after, Point::before);
   }
   return true;
 }
@@ -277,9 +290,13 @@ void Federation::run(RunFile* run_file) {
     if (every > 0 && round_ > 1 && (last || (round_ - 1) % every == 0)) save();
   }
   const FinalMargins margins = gather_margins();
+  const CrossEvaluation cross = in_.options.cross_eval ? cross_evaluate() : CrossEvaluation{};
+  const NewClients newcomers = fit_new_clients();
   if (run_file) {
     run_file->write_history(*history_);
     if (!margins.client.empty()) run_file->write_final(margins);
+    if (cross.num_clients > 0) run_file->write_cross(cross);
+    if (!newcomers.client.empty()) run_file->write_new_clients(newcomers);
     run_file->finish();
   }
 }

@@ -15,13 +15,15 @@ LocalStep Federation::local_step(ClientState& state, View values, View gradient)
   static const std::map<std::string, Tensor> nothing;
   const AggregationGroup& group = *group_of(state.client);
   const auto server_state = server_state_on_device_.find(group.index());
-  const double rate = in_.options.optimizer.lr_shared * rate_factor(in_.options.optimizer, round_, in_.options.rounds);
+  const OptimizerOptions& optimizer = in_.options.optimizer;
+  const double factor = rate_factor(optimizer, round_, in_.options.rounds);
   return {in_.backend,
           layout_,
           state.client,
           round_,
           state.steps_done,
-          rate,
+          optimizer.lr_shared * factor,
+          optimizer.lr_private * factor,
           layout_.shared_size() > 0 ? ConstView(server_on_device_.at(group.index()).view()) : ConstView{},
           values,
           gradient,
@@ -38,63 +40,143 @@ void Federation::upload_server(const AggregationGroup& group) {
   };
   upload(server_on_device_[group.index()], group.server.values);
   for (const auto& [name, values] : group.server.state) upload(server_state_on_device_[group.index()][name], values);
+  if (group.server.residual.empty()) return;
+  auto found = backbones_.find(group.index());
+  if (found == backbones_.end())
+    found = backbones_.try_emplace(group.index(), in_.backend, in_.config, in_.weights).first;
+  found->second.move(layout_, group.server.residual);
 }
 
 /// The same, and the server's values to the group's clients.
 void Federation::distribute(const AggregationGroup& group) {
   upload_server(group);
-  for (int client : group.clients())
-    if (const HostedClient* hosted = clients_.find(client)) clients_.set_shared(*hosted, group.server.values);
+  for (int client : group.clients()) {
+    HostedClient* hosted = clients_.find(client);
+    if (!hosted) continue;
+    clients_.set_shared(*hosted, group.server.values);
+    if (personalization_ && round_ > 0)
+      personalization_->after_exchange(local_step(hosted->state, clients_.buffers().values(hosted->state), View{}));
+  }
+}
+
+/// y_i of the hosted participants as the server gets them, and what sending them took.
+std::vector<Federation::Result> Federation::collect_results() {
+  const RunOptions& o = in_.options;
+  std::vector<Result> results;
+  for (int number : present_) {
+    HostedClient& client = *clients_.find(number);
+    Result& result = results.emplace_back(Result{&client, std::vector<float>(layout_.shared_size())});
+    clients_.get_shared(client, result.values);
+    if (!all_finite(result.values)) client.state.sums.finite = false;
+    const std::vector<float>& x = group_of(number)->server.values;
+    client.update = {4 * result.values.size(), 0, 0};
+    if (o.compression.kind != Compression::none) {
+      const View memory = local_step(client.state, View{}, View{}).client_array("compression.memory");
+      std::vector<float> host(result.values.size());
+      in_.backend.copy_to_host(host.data(), memory.data, host.size() * sizeof(float));
+      const Compressed sent = compress_update(o.compression, layout_.shared_blocks(), x, result.values, host);
+      in_.backend.copy_to_device(memory.data, host.data(), host.size() * sizeof(float));
+      client.update.bytes = sent.bytes;
+      client.update.compression_error = sent.error;
+      if (!sent.finite) client.state.sums.finite = false;
+    }
+    client.update.norm = clip_update(x, result.values, o.privacy.clip);
+  }
+  return results;
+}
+
+/// The results of a group's clients (of all clients for nullptr). Under differential privacy all count alike.
+std::vector<Contribution> Federation::contributions(const AggregationGroup* group, std::span<Result> results) const {
+  std::vector<Contribution> own;
+  for (const Result& result : results) {
+    const int number = result.client->state.client;
+    if (group && !std::binary_search(group->clients().begin(), group->clients().end(), number)) continue;
+    double weight = static_cast<double>(result.client->data.of(Split::train).size());
+    if (in_.method.data_scope() == DataScope::pooled) weight = static_cast<double>(pool_.size());
+    if (in_.options.privacy.clip > 0) weight = 1;
+    own.push_back({number, weight, result.values, result.client->state.sums.finite, result.client->state.lora_weight});
+  }
+  return own;
 }
 
 void Federation::exchange() {
   if (layout_.shared_size() == 0) return;
   PhaseTimer timer(seconds_["reduce"]);
-  for (const auto& group : groups_) {
-    std::vector<std::vector<float>> results;
-    std::vector<Contribution> own;
-    std::vector<HostedClient*> hosted;
-    for (int number : participants(*group, round_)) {
-      HostedClient* client = clients_.find(number);
-      if (!client) continue;
-      results.emplace_back(layout_.shared_size());
-      clients_.get_shared(*client, results.back());
-      const double weight = in_.method.data_scope() == DataScope::pooled
-                                ? static_cast<double>(pool_.size())
-                                : static_cast<double>(client->data.of(Split::train).size());
-      own.push_back({number, weight, {}, client->state.sums.finite});
-      hosted.push_back(client);
-    }
-    for (std::size_t i = 0; i < own.size(); ++i) own[i].values = results[i];
-    std::vector<float> average(group->server.values);
-    const Reduced reduced = group->average(own, average);
-    for (const Contribution& c : own) {
-      if (c.finite) continue;
-      clients_.find(c.client)->state.sums.finite = false;
-      log_warning(fmt::format("round {}: the update of {} is not finite; it is left out of the round", round_,
-                              in_.partition.clients[static_cast<std::size_t>(c.client)].name));
-    }
-    const bool both =
-        layout_.is_shared(Group::lora_a) && layout_.is_shared(Group::lora_b) && layout_.has(Group::lora_a);
-    if (both && reduced.num_finite > 0)
-      aggregation_error_[group->index()] =
-          gather_aggregation_error(*group, layout_, in_.config.num_layers, own, average);
-    const auto means = average_payloads(*group, own, hosted);
-    if (reduced.num_finite > 0)
-      in_.method.update_server(group->server, {layout_, round_, static_cast<int>(group->clients().size()),
-                                               reduced.num_finite, average, means});
-    distribute(*group);
+  std::vector<Result> results = collect_results();
+  if (auto wanted = wanted_groups(results)) regroup(std::move(*wanted));
+  const std::vector<float> common = average_common(results);
+  for (const auto& group : groups_) average_group(*group, results, common);
+}
+
+/// The average over the clients of all groups of what the method averages so; empty where there is nothing.
+std::vector<float> Federation::average_common(std::span<Result> results) {
+  if (!everyone_) return {};
+  std::vector<Contribution> own = contributions(nullptr, results);
+  std::vector<float> average(everyone_->size());
+  for (Contribution& c : own) c.values = c.values.first(average.size());
+  return everyone_->average(own, average).num_finite > 0 ? average : std::vector<float>{};
+}
+
+/// Whether this round's average of a group leaves something out that is to be recorded: a server that moves the frozen
+/// weights makes no such error.
+bool Federation::records_aggregation_error() const {
+  const int every = in_.options.aggregation_error_every;
+  return every > 0 && round_ % every == 0 && layout_.has(Group::lora_a) && layout_.is_shared(Group::lora_a) &&
+         layout_.is_shared(Group::lora_b) && !in_.method.moves_backbone();
+}
+
+void Federation::average_group(AggregationGroup& group, std::span<Result> results, std::span<const float> common) {
+  std::vector<Contribution> own = contributions(&group, results);
+  std::vector<float> average(group.server.values);
+  const Reduced reduced = group.average(own, average);
+  for (const Contribution& c : own) {
+    if (c.finite) continue;
+    clients_.find(c.client)->state.sums.finite = false;
+    log_warning(fmt::format("round {}: the update of {} is not finite; it is left out of the round", round_,
+                            in_.partition.clients[static_cast<std::size_t>(c.client)].name));
   }
+  if (reduced.num_finite > 0 && records_aggregation_error())
+    aggregation_error_[group.index()] = gather_aggregation_error(group, layout_, in_.config.num_layers, own, average);
+  privatize(group, reduced, average);
+  std::copy(common.begin(), common.end(), average.begin());
+  const auto means = average_payloads(group, own);
+  if (reduced.num_finite > 0 || in_.options.privacy.clip > 0) {
+    const ServerRound round{
+        layout_, round_, in_.options.seed(), static_cast<int>(group.clients().size()), reduced.num_finite,
+        average, means};
+    in_.method.update_server(group.server, round);
+    if (in_.method.moves_backbone()) {
+      group.server.residual.resize(residual_size(layout_, in_.config));
+      const auto gathered = gather_loras(group, own, average.size());
+      std::vector<WeightedLora> loras;
+      for (const GatheredLora& lora : gathered) loras.push_back({lora.values, lora.share, lora.weight});
+      in_.method.move_backbone(group.server, round, loras);
+    }
+  }
+  distribute(group);
+}
+
+/// x + (1 / (q N)) sum of clipped updates + noise: the denominator does not tell who took part.
+void Federation::privatize(const AggregationGroup& group, const Reduced& reduced, std::span<float> average) const {
+  const PrivacyOptions& privacy = in_.options.privacy;
+  if (privacy.clip <= 0) return;
+  const double expected = sampling_rate() * static_cast<double>(group.clients().size());
+  const double factor = reduced.num_finite / expected;
+  for (std::size_t i = 0; i < average.size(); ++i) {
+    const auto x = static_cast<double>(group.server.values[i]);
+    average[i] = static_cast<float>(x + factor * (static_cast<double>(average[i]) - x));
+  }
+  add_noise(average, privacy.noise_multiplier * privacy.clip / expected, in_.options.seed(), round_, group.index());
 }
 
 std::map<std::string, std::vector<float>> Federation::average_payloads(const AggregationGroup& group,
-                                                                       std::span<const Contribution> own,
-                                                                       std::span<HostedClient* const> hosted) {
+                                                                       std::span<const Contribution> own) {
   int shared_steps = 0;
-  for (const Phase& phase : phases(round_)) shared_steps += trains_shared(phase) ? phase.steps : 0;
-  for (std::size_t i = 0; i < own.size(); ++i) {
-    if (!own[i].finite) continue;
-    LocalStep end = local_step(hosted[i]->state, clients_.buffers().values(hosted[i]->state), View{});
+  for (const Phase& phase : phases(round_)) shared_steps += trains(phase, true) ? phase.steps : 0;
+  for (const Contribution& c : own) {
+    if (!c.finite) continue;
+    ClientState& state = clients_.find(c.client)->state;
+    LocalStep end = local_step(state, clients_.buffers().values(state), View{});
     end.step = shared_steps;
     in_.method.finish_local(end);
   }
@@ -102,12 +184,12 @@ std::map<std::string, std::vector<float>> Federation::average_payloads(const Agg
   for (const std::string& name : in_.method.payloads()) {
     std::vector<std::vector<float>> arrays;
     std::vector<Contribution> terms;
-    for (std::size_t i = 0; i < own.size(); ++i) {
-      if (!own[i].finite) continue;
-      const View array = hosted[i]->state.method_state.at(name).view();
+    for (const Contribution& c : own) {
+      if (!c.finite) continue;
+      const View array = clients_.find(c.client)->state.method_state.at(name).view();
       arrays.emplace_back(static_cast<std::size_t>(array.size()));
       in_.backend.copy_to_host(arrays.back().data(), array.data, arrays.back().size() * sizeof(float));
-      terms.push_back({own[i].client, 1.0, {}, true});
+      terms.push_back({c.client, 1.0, {}, true});
     }
     for (std::size_t i = 0; i < terms.size(); ++i) terms[i].values = arrays[i];
     means[name].resize(layout_.shared_size());

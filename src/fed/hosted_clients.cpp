@@ -48,6 +48,13 @@ HostedClients::HostedClients(Backend& backend, const ParameterLayout& layout, co
   }
 }
 
+void HostedClients::set_rank(HostedClient& client, int rank) {
+  const int whole = layout_.options().lora_rank;
+  check(rank > 0 && rank <= whole, "a client's rank is at most the layout's");
+  client.rank = rank;
+  client.state.lora_weight = static_cast<float>(whole) / static_cast<float>(rank);
+}
+
 HostedClient* HostedClients::find(int client) {
   auto found = std::lower_bound(numbers_.begin(), numbers_.end(), client);
   if (found == numbers_.end() || *found != client) return nullptr;
@@ -61,6 +68,12 @@ void HostedClients::get_shared(const HostedClient& client, std::span<float> valu
 
 void HostedClients::set_shared(const HostedClient& client, std::span<const float> values) {
   check(values.size() == layout_.shared_size(), "set_shared: another size");
+  if (client.rank > 0) {
+    std::vector<float> own(values.begin(), values.end());
+    layout_.truncate_rank(client.rank, own);
+    backend_.copy_to_device(buffers_.values(client.state).data, own.data(), values.size_bytes());
+    return;
+  }
   backend_.copy_to_device(buffers_.values(client.state).data, values.data(), values.size_bytes());
 }
 
@@ -81,6 +94,9 @@ void HostedClients::save(CheckpointWriter& writer) const {
     const auto sums = client.state.sums.pack();
     file.put("sums", std::span<const double>(sums));
     file.put("row", std::span<const double>(client.row));
+    const double update[] = {static_cast<double>(client.update.bytes), client.update.compression_error,
+                             client.update.norm};
+    file.put("update", std::span<const double>(update));
     std::vector<std::vector<float>> extra;
     extra.reserve(client.state.method_state.size());
     for (const auto& [name, tensor] : client.state.method_state) {
@@ -114,6 +130,9 @@ void HostedClients::load(const CheckpointReader& reader) {
     const std::int64_t num_columns[] = {static_cast<std::int64_t>(client.row.size())};
     const auto row = file.read<double>("row", num_columns);
     client.row.assign(row.begin(), row.end());
+    const std::int64_t num_update[] = {3};
+    const auto update = file.read<double>("update", num_update);
+    client.update = {static_cast<std::size_t>(update[0]), update[1], update[2]};
     for (const auto& [name, tensor] : file.tensors()) {
       if (name.rfind("method.", 0) != 0) continue;
       const auto values = file.read<float>(name);

@@ -52,22 +52,42 @@ void describe_federation(const RunOptions& options, Description& out) {
   out.number("steps", options.steps);
   out.number("batch", options.batch);
   out.number("participation", options.participation);
-  out.word("groups", group_kind_names, options.groups);
+  std::string groups(name_of(group_kind_names, options.groups));
+  if (options.groups == GroupKind::clusters) groups += fmt::format(":{}", options.num_clusters);
+  out.text("groups", groups);
+  out.text("cluster-labels", fmt::format("{}", fmt::join(options.cluster_labels, ",")));
+  out.number("agreement-errors", options.agreement_errors);
   out.word("reduce", reduction_names, options.reduce);
+  out.word("reduce-route", reduction_route_names, options.reduce_route);
+  out.number("ranks-per-node", options.ranks_per_node);
   out.number("prox-mu", options.prox_mu);
   out.number("server-lr", options.server_lr);
   out.number("server-momentum", options.server_momentum);
   out.number("server-beta2", options.server_beta2);
   out.number("server-tau", options.server_tau);
+  out.number("dp-clip", options.privacy.clip);
+  out.number("dp-noise", options.privacy.noise_multiplier);
+  out.number("dp-delta", options.privacy.delta);
+  out.word("compress", compression_names, options.compression.kind);
+  out.number("compress-share", options.compression.topk_share);
+  out.word("error-feedback", switch_names, options.compression.error_feedback);
   out.number("refit", options.refit);
+  out.number("new-clients", partition.num_new_clients);
+  out.number("new-client-steps", options.new_client_steps);
 }
 
-void describe_modules(const AdapterOptions& adapter, Description& out) {
+void describe_modules(const RunOptions& options, Description& out) {
+  const AdapterOptions& adapter = options.adapter;
   out.number("lora-rank", adapter.lora_rank);
   out.number("lora-alpha", adapter.lora_alpha);
   out.text("lora-targets", adapter.lora_targets);
   out.number("lora-dropout", adapter.lora_dropout);
   out.number("lora-first-layer", adapter.lora_first_layer);
+  out.text("lora-ranks", fmt::format("{}", fmt::join(options.lora_ranks, ",")));
+  out.word("personal-lora", personal_lora_names, adapter.personal_lora);
+  out.number("personal-prox", options.personal_prox);
+  out.number("personal-mix", options.personal_mix);
+  out.number("personal-samples", options.personal_samples);
   out.word("head", head_kind_names, adapter.head);
   out.number("head-rank", adapter.head_rank);
   out.number("bottleneck", adapter.bottleneck);
@@ -84,6 +104,10 @@ void describe_training(const RunOptions& options, Description& out) {
   out.number("mu", options.loss.mu);
   out.number("label-smoothing", options.loss.label_smoothing);
   out.number("simpo-gamma", options.loss.simpo_gamma);
+  out.number("kto-chosen-weight", options.loss.kto_chosen_weight);
+  out.number("kto-rejected-weight", options.loss.kto_rejected_weight);
+  out.word("reference-free", switch_names, options.loss.reference_free);
+  out.word("length-normalize", switch_names, options.loss.length_normalize);
   const OptimizerOptions& optimizer = options.optimizer;
   out.number("lr-shared", optimizer.lr_shared);
   out.number("lr-private", optimizer.lr_private);
@@ -106,7 +130,9 @@ void describe_execution(const RunOptions& options, Description& out) {
   out.number("cohort", options.cohort);
   out.number("micro-rows", options.micro_rows);
   out.number("eval-every", options.eval_every);
+  out.number("aggregation-error-every", options.aggregation_error_every);
   out.text("eval-splits", options.eval_splits);
+  out.word("cross-eval", switch_names, options.cross_eval);
   out.number("checkpoint-every", options.checkpoint_every);
   out.text("checkpoint-dir", options.checkpoint_dir.string());
   out.word("resume", resume_names, options.resume);
@@ -120,7 +146,7 @@ void describe_execution(const RunOptions& options, Description& out) {
 std::map<std::string, std::string> describe(const RunOptions& options) {
   Description out;
   describe_federation(options, out);
-  describe_modules(options.adapter, out);
+  describe_modules(options, out);
   describe_training(options, out);
   describe_execution(options, out);
   return out.take();

@@ -1,6 +1,7 @@
 // The registry of methods: one entry each.
 #include "fedpdpo/fed/registry.hpp"
 
+#include "fedpdpo/core/error.hpp"
 #include "methods/methods.hpp"
 
 namespace fedpdpo {
@@ -30,6 +31,18 @@ void adaptive_server(RunOptions& o) { o.server_lr = 0.01; }
 /// LoRA with the LLM head private: FedPer's personalization layer.
 void personal_head(RunOptions& o) { o.adapter.head = HeadKind::full; }
 
+/// LoRA beside a LoRA of the client's own.
+template <PersonalLora kind>
+void personal_lora(RunOptions& o) {
+  o.adapter.personal_lora = kind;
+}
+
+/// Private modules as FedPDPO's, groups as the clients' agreement has them.
+void concord(RunOptions& o) {
+  personal_modules(o);
+  o.groups = GroupKind::agreement;
+}
+
 template <class Method>
 std::unique_ptr<FederatedMethod> make(const RunOptions&) {
   return std::make_unique<Method>();
@@ -40,10 +53,8 @@ std::unique_ptr<FederatedMethod> make_fedopt(const RunOptions& o) {
   return std::make_unique<FedOpt>(rule, FedOpt::Options{o.server_lr, o.server_momentum, o.server_beta2, o.server_tau});
 }
 
-}  // namespace
-
-const std::vector<MethodInfo>& methods() {
-  static const std::vector<MethodInfo> all{
+std::vector<MethodInfo>& table() {
+  static std::vector<MethodInfo> all{
       {"local", "no exchange: every client trains its own LoRA", "-", plain_modules, make<Local>},
       {"local-pdpo", "no exchange, with all of FedPDPO's private modules", "-", personal_modules, make<Local>},
       {"private-only", "LoRA frozen at its start, private modules trained, nothing travels", "-", personal_modules,
@@ -76,11 +87,32 @@ const std::vector<MethodInfo>& methods() {
        make<FedSaLora>},
       {"rolora", "LoRA with B and A trained and averaged in turn", "Chen et al. 2024, arXiv 2409.02346", plain_modules,
        make<RoLora>},
+      {"fedex-lora", "LoRA averaged, what that leaves out added to the frozen weights: exact",
+       "Singhal et al. 2025, arXiv 2410.09432", plain_modules, make<FedExLora>},
+      {"flora", "fresh LoRA each round, stacked and added to the frozen weights: exact, also for --lora-ranks",
+       "Wang et al. 2024, arXiv 2409.05976", plain_modules, make<FLoRa>},
+      {"ditto", "LoRA averaged; a personal LoRA drawn towards it (--personal-lora ditto)",
+       "Li et al. 2021, arXiv 2012.04221", personal_lora<PersonalLora::ditto>, make<FedAvg>},
+      {"apfl", "LoRA averaged; a personal LoRA mixed with it, the share learned (--personal-lora apfl)",
+       "Deng et al. 2020, arXiv 2003.13461", personal_lora<PersonalLora::apfl>, make<FedAvg>},
+      {"feddpa", "LoRA averaged; a personal LoRA weighted with it by instance (--personal-lora feddpa)",
+       "Yang et al. 2024, arXiv 2403.19211", personal_lora<PersonalLora::feddpa>, make<FedAvg>},
       // FedPDPO is FedAvg of LoRA with private LLM head, bottleneck and reward head: modules, not another exchange.
       {"fedpdpo", "LoRA averaged; LLM head, reward head and bottleneck private", "Zhu et al. 2026, arXiv 2603.19741",
        personal_modules, make<FedAvg>},
+      {"fedconcord", "fedpdpo with LoRA averaged among the clients whose updates agree", "this program", concord,
+       make<FedConcord>},
   };
   return all;
+}
+
+}  // namespace
+
+const std::vector<MethodInfo>& methods() { return table(); }
+
+void register_method(MethodInfo method) {
+  check(find_method(method.name) == nullptr, "a method of this name is registered");
+  table().push_back(std::move(method));
 }
 
 const MethodInfo* find_method(std::string_view name) {

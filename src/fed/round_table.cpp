@@ -45,6 +45,27 @@ std::string path_of(Split split, Point point, const char* metric) {
   return fmt::format("{}/{}/{}", split_names[static_cast<std::size_t>(split)], point_name(point), metric);
 }
 
+/// The share of pairs that is right, of the whole margin: what tables are about.
+bool is_accuracy(std::string_view path) { return path.ends_with("/accuracy") && !path.starts_with("train/"); }
+
+double sum_of(std::span<const double> values) {
+  double sum = 0;
+  for (double value : values) sum += value;
+  return sum;
+}
+
+double mean_of(std::span<const double> values) { return sum_of(values) / static_cast<double>(values.size()); }
+
+/// NaN of nothing, 0 of one value.
+double spread_of(std::span<const double> values) {
+  if (values.empty()) return nan;
+  if (values.size() == 1) return 0;
+  const double mean = mean_of(values);
+  double squared = 0;
+  for (double value : values) squared += (value - mean) * (value - mean);
+  return std::sqrt(squared / static_cast<double>(values.size() - 1));
+}
+
 }  // namespace
 
 std::vector<Split> parse_splits(std::string_view list) {
@@ -87,8 +108,14 @@ RoundTable::RoundTable(std::span<const Split> splits) {
        {"train/steps", "step", "local steps", Total::sum},
        {"train/participated", "1", "1 where the client was sampled in the round", Total::sum},
        {"train/left_out", "1", "1 where its update was not finite and was left out", Total::sum},
-       {"train/bytes_up", "byte", "sent by the client: its shared parameters", Total::sum},
-       {"train/bytes_down", "byte", "received by the client", Total::sum}});
+       {"train/bytes_up", "byte", "sent by the client: its shared parameters, compressed where it is asked",
+        Total::sum},
+       {"train/bytes_down", "byte", "received by the client", Total::sum},
+       {"train/update_norm", "1", "norm of the client's update y - x as sent, before clipping for privacy",
+        Total::mean},
+       {"train/compression_error", "1", "share of the update's norm that compression left out of the round",
+        Total::mean},
+       {"train/group", "index", "aggregation group of the client after the exchange", Total::none}});
 }
 
 std::size_t RoundTable::index(std::string_view path) const {
@@ -119,8 +146,7 @@ void RoundTable::copy_evaluation(std::vector<double>& row, Point from, Point to)
   }
 }
 
-void RoundTable::set_training(std::vector<double>& row, const RoundSums& sums, bool participated, double bytes_up,
-                              double bytes_down) const {
+void RoundTable::set_training(std::vector<double>& row, const RoundSums& sums, bool participated) const {
   const auto mean = [](double sum, double n) { return n > 0 ? sum / n : nan; };
   set(row, "train/loss", mean(sums.loss, sums.pairs));
   set(row, "train/accuracy", mean(sums.correct, sums.pairs));
@@ -131,16 +157,29 @@ void RoundTable::set_training(std::vector<double>& row, const RoundSums& sums, b
   set(row, "train/steps", sums.steps);
   set(row, "train/participated", participated ? 1 : 0);
   set(row, "train/left_out", participated && !sums.finite ? 1 : 0);
-  set(row, "train/bytes_up", bytes_up);
-  set(row, "train/bytes_down", bytes_down);
+  set_exchange(row, -1, {});
+}
+
+void RoundTable::set_exchange(std::vector<double>& row, int group, const ExchangeFacts& facts) const {
+  set(row, "train/group", group);
+  set(row, "train/bytes_up", facts.bytes_up);
+  set(row, "train/bytes_down", facts.bytes_down);
+  set(row, "train/update_norm", facts.update_norm);
+  set(row, "train/compression_error", facts.compression_error);
 }
 
 void RoundTable::define(History& history, int num_clients) const {
   for (const Column& column : columns_) {
     history.define("/clients/" + column.path, static_cast<std::size_t>(num_clients), column.units, column.description);
+    if (column.total == Total::none) continue;
     history.define(
         "/rounds/" + column.path, 1, column.units,
         fmt::format("{} over clients: {}", column.total == Total::mean ? "mean" : "sum", column.description));
+    if (!is_accuracy(column.path)) continue;
+    history.define("/rounds/" + column.path + "_worst_decile", 1, column.units,
+                   "mean over the worst tenth of the clients (at least one): " + column.description);
+    history.define("/rounds/" + column.path + "_spread", 1, column.units,
+                   "sample standard deviation over clients: " + column.description);
   }
 }
 
@@ -165,16 +204,21 @@ void RoundTable::record(const Communicator& world, std::span<const int> clients,
   }
   for (std::size_t c = 0; c < columns_.size(); ++c) {
     std::span<double> row = history->at("/clients/" + columns_[c].path).row(static_cast<std::size_t>(round));
-    double sum = 0;
-    int count = 0;
+    std::vector<double> known;
     for (std::size_t k = 0; k < table.size(); ++k) {
       row[k] = table[k][c];
-      if (std::isnan(row[k])) continue;
-      sum += row[k];
-      ++count;
+      if (!std::isnan(row[k])) known.push_back(row[k]);
     }
-    history->at("/rounds/" + columns_[c].path).row(static_cast<std::size_t>(round))[0] =
-        count == 0 ? nan : (columns_[c].total == Total::mean ? sum / count : sum);
+    if (columns_[c].total == Total::none) continue;
+    const auto enter = [&](const char* suffix, double value) {
+      history->at("/rounds/" + columns_[c].path + suffix).row(static_cast<std::size_t>(round))[0] = value;
+    };
+    const bool mean = columns_[c].total == Total::mean;
+    enter("", known.empty() ? nan : (mean ? mean_of(known) : sum_of(known)));
+    if (!is_accuracy(columns_[c].path)) continue;
+    enter("_spread", spread_of(known));
+    std::sort(known.begin(), known.end());
+    enter("_worst_decile", known.empty() ? nan : mean_of(std::span(known).first((known.size() + 9) / 10)));
   }
 }
 

@@ -16,7 +16,7 @@ View indices(const Tensor& tensor, std::int64_t n) { return {tensor.view().data,
 }  // namespace
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout)
-    : backend_(backend), config_(config), weights_(weights), layout_(layout) {
+    : backend_(backend), config_(config), weights_(&weights), layout_(layout) {
   attention_shape_ = {static_cast<std::int32_t>(config.num_heads), static_cast<std::int32_t>(config.num_kv_heads),
                       static_cast<std::int32_t>(config.head_dim),
                       static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))};
@@ -112,6 +112,20 @@ void Decoder::apply_dropout(const BatchView& batch, const LoraDropout& dropout, 
   }
 }
 
+/// y += s B u with u = w A x, w by row.
+void Decoder::lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights,
+                        int layer, Block block, ConstView input, View u, View y) {
+  backend_.grouped_matmul(batch.members, Multiply::by_transpose, 1.0f, input,
+                          layout_.stacked_a(layer, block, adapter, p.values, p.slot_stride), u, Write::overwrite);
+  if (row_weights.data) backend_.scale_rows(row_weights, u);
+  const std::int32_t rank = layout_.options().lora_rank;
+  for (const LoraSite& site : layout_.sites(layer, block))
+    backend_.grouped_matmul(batch.members, Multiply::by_transpose, layout_.lora_scale(),
+                            u.columns(site.u_begin, site.u_begin + rank),
+                            layout_.matrix(site.b_of(adapter), p.values, p.slot_stride),
+                            y.columns(site.begin, site.end), Write::accumulate);
+}
+
 void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                            Block block, LayerBuffers& buffers, ConstView x, View y) {
   std::span<const LoraSite> sites = layout_.sites(layer, block);
@@ -123,18 +137,18 @@ void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, co
     apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
     input = dropped;
   }
-  backend_.grouped_matmul(batch.members, Multiply::by_transpose, 1.0f, input,
-                          layout_.stacked_a(layer, block, p.values, p.slot_stride), u, Write::overwrite);
-  const std::int32_t rank = layout_.options().lora_rank;
-  for (const LoraSite& site : sites)
-    backend_.grouped_matmul(
-        batch.members, Multiply::by_transpose, layout_.lora_scale(), u.columns(site.u_begin, site.u_begin + rank),
-        layout_.matrix(site.b, p.values, p.slot_stride), y.columns(site.begin, site.end), Write::accumulate);
+  const LoraWeights& weights = batch.lora_weights;
+  if (!weights.personal.data) {
+    lora_term(batch, p, p.adapter, weights.shared, layer, block, input, u, y);
+    return;
+  }
+  lora_term(batch, p, Adapter::shared, weights.shared, layer, block, input, u, y);
+  lora_term(batch, p, Adapter::personal, weights.personal, layer, block, input, u, y);
 }
 
 void Decoder::linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                      Block block, LayerBuffers& buffers, ConstView x, View y) {
-  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
   backend_.linear(x, w.weight[at(block)], w.bias[at(block)], y, Write::overwrite);
   lora_forward(batch, p, dropout, layer, block, buffers, x, y);
 }
@@ -143,6 +157,7 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
                            const LoraDropout& dropout) {
   const std::int64_t rows = batch.num_rows();
   check(rows > 0, "a batch without rows");
+  check(!batch.lora_weights.personal.data || pass == Pass::evaluate, "two LoRAs at once are for evaluation");
   reserve(rows, pass);
   const auto bytes = static_cast<std::size_t>(rows) * sizeof(std::int32_t);
   View tokens = indices(tokens_, rows), positions = indices(positions_, rows);
@@ -152,10 +167,10 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
   const bool keep = pass == Pass::train;
   const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
   View normed = normed_.first(rows), activated = activated_.first(rows);
-  backend_.embed(tokens, positions, weights_.embedding, weights_.position_embedding, x_[0].first(rows));
+  backend_.embed(tokens, positions, weights_->embedding, weights_->position_embedding, x_[0].first(rows));
   std::size_t input = 0;
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+    const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
     const std::size_t s = keep ? slot(layer) : 0;
     // Below the lowest LoRA site (and when evaluating) the stream is updated in place.
     const std::size_t output = keep && layer >= layout_.lowest_lora_layer() ? s + 1 : input;
@@ -167,7 +182,7 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
     norm(x, w.attention_norm, w.attention_norm_bias, normed);
     linear(batch, parameters, dropout, layer, Block::qkv, buffers, normed, qkv);
     if (config_.rotary_dim > 0)
-      backend_.rotate(positions, weights_.cos, weights_.sin, static_cast<std::int32_t>(config_.head_dim),
+      backend_.rotate(positions, weights_->cos, weights_->sin, static_cast<std::int32_t>(config_.head_dim),
                       Rotation::forward, qkv.columns(0, rotated));
     backend_.attention(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows));
     linear(batch, parameters, dropout, layer, Block::output, buffers, attended, middle);
@@ -181,7 +196,7 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
     input = output;
   }
   View hidden = hidden_.first(rows);
-  norm(x_[input].first(rows), weights_.final_norm, weights_.final_norm_bias, hidden);
+  norm(x_[input].first(rows), weights_->final_norm, weights_->final_norm_bias, hidden);
   return hidden;
 }
 

@@ -1,5 +1,5 @@
 // Decoder: the backward pass. With y = W0 x + s B (A x) and u = A x kept from the forward pass:
-//   d_u = s d_y B,  d_B += s d_y^T u,  d_A += d_u^T x,  d_x = d_y W0 + d_u A.
+//   d_u = s w d_y B (w the row's weight, in u too),  d_B += s d_y^T u,  d_A += d_u^T x,  d_x = d_y W0 + d_u A.
 // Norm and activation outputs are computed again rather than kept.
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/model/decoder.hpp"
@@ -26,22 +26,23 @@ void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, c
   for (const LoraSite& site : sites) {
     ConstView d_site = d_y.columns(site.begin, site.end);
     backend_.grouped_matmul(batch.members, Multiply::by_matrix, scale, d_site,
-                            layout_.matrix(site.b, p.values, p.slot_stride),
+                            layout_.matrix(site.b_of(p.adapter), p.values, p.slot_stride),
                             d_u.columns(site.u_begin, site.u_begin + rank), Write::overwrite);
-    if (g.wants(Group::lora_b))
+    if (g.wants(group_b(p.adapter)))
       backend_.grouped_outer(batch.members, scale, d_site, u.columns(site.u_begin, site.u_begin + rank),
-                             layout_.matrix(site.b, g.values, g.slot_stride), g.write);
+                             layout_.matrix(site.b_of(p.adapter), g.values, g.slot_stride), g.write);
   }
+  if (batch.lora_weights.shared.data) backend_.scale_rows(batch.lora_weights.shared, d_u);
   View dropped{};
   if (dropout.p > 0) {
     dropped = View{dropped_.view().data, x.rows, x.cols, x.cols, DType::f32};
     apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
   }
-  if (g.wants(Group::lora_a))
+  if (g.wants(group_a(p.adapter)))
     backend_.grouped_outer(batch.members, 1.0f, d_u, dropout.p > 0 ? ConstView(dropped) : x,
-                           layout_.stacked_a(layer, block, g.values, g.slot_stride), g.write);
+                           layout_.stacked_a(layer, block, p.adapter, g.values, g.slot_stride), g.write);
   if (!d_x) return;
-  const ConstClientMatrix a = layout_.stacked_a(layer, block, p.values, p.slot_stride);
+  const ConstClientMatrix a = layout_.stacked_a(layer, block, p.adapter, p.values, p.slot_stride);
   if (dropout.p > 0) {
     backend_.grouped_matmul(batch.members, Multiply::by_matrix, 1.0f, d_u, a, dropped, Write::overwrite);
     apply_dropout(batch, dropout, layer, block, dropped, *d_x, Write::accumulate);
@@ -53,14 +54,14 @@ void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, c
 void Decoder::linear_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
                               const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y,
                               View d_x) {
-  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
   backend_.linear_backward(d_y, w.weight[static_cast<std::size_t>(block)], d_x, Write::overwrite);
   lora_backward(batch, p, g, dropout, layer, block, x, d_y, &d_x);
 }
 
 void Decoder::backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients,
                        View d_h, const LoraDropout& dropout) {
-  if (!gradients.wants(Group::lora_a) && !gradients.wants(Group::lora_b)) return;
+  if (!gradients.wants_lora(parameters.adapter)) return;
   const std::int64_t rows = batch.num_rows();
   check(rows <= train_rows_ && d_h.rows == rows && d_h.cols == config_.hidden_size,
         "backward: not the batch of the last training forward pass");
@@ -73,11 +74,12 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
   // d_h becomes d_x, the gradient of the residual stream, and stays it all the way down.
   View d_x = d_h;
   backend_.copy(d_h, d_normed);
-  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_.final_norm, d_normed, d_x, Write::overwrite);
+  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_->final_norm, d_normed, d_x,
+                Write::overwrite);
 
   const int lowest = layout_.lowest_lora_layer();
   for (auto layer = static_cast<int>(config_.num_layers) - 1; layer >= lowest; --layer) {
-    const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+    const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
     const LayerBuffers& buffers = layers_[slot(layer)];
     ConstView x = x_[slot(layer)].first(rows), middle = buffers.middle.first(rows), up = buffers.up.first(rows);
     ConstView attended = buffers.attention.first(rows), qkv = buffers.qkv.first(rows);
@@ -99,7 +101,7 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
     backend_.attention_backward(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows), d_attended,
                                 d_qkv);
     if (config_.rotary_dim > 0)
-      backend_.rotate(positions, weights_.cos, weights_.sin, static_cast<std::int32_t>(config_.head_dim),
+      backend_.rotate(positions, weights_->cos, weights_->sin, static_cast<std::int32_t>(config_.head_dim),
                       Rotation::inverse, d_qkv.columns(0, rotated));
     norm(x, w.attention_norm, w.attention_norm_bias, normed);
     if (layer == lowest) {

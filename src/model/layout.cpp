@@ -61,6 +61,10 @@ std::string_view group_name(Group group) {
       return "head";
     case Group::reward:
       return "reward";
+    case Group::personal_a:
+      return "personal_a";
+    case Group::personal_b:
+      return "personal_b";
   }
   return "?";
 }
@@ -105,10 +109,17 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
         for (const LinearSite& site : config.sites) {
           if (site.block != block || !is_target(site, targets)) continue;
           if (index == sites.size())
-            sites.push_back({-1, -1, site.begin, site.end, static_cast<std::int32_t>(index) * options.lora_rank});
+            sites.push_back({.begin = site.begin,
+                             .end = site.end,
+                             .u_begin = static_cast<std::int32_t>(index) * options.lora_rank});
           std::string name = fmt::format("{}{}.{}.", config.layer_prefix, layer, site.module);
+          const std::int64_t outputs = site.end - site.begin;
           if (group == Group::lora_a) sites[index].a = add(name + "lora_A.weight", group, r, width);
-          if (group == Group::lora_b) sites[index].b = add(name + "lora_B.weight", group, site.end - site.begin, r);
+          if (group == Group::lora_b) sites[index].b = add(name + "lora_B.weight", group, outputs, r);
+          if (group == Group::personal_a)
+            sites[index].personal_a = add(name + "lora_A.personal.weight", group, r, width);
+          if (group == Group::personal_b)
+            sites[index].personal_b = add(name + "lora_B.personal.weight", group, outputs, r);
           ++index;
         }
       }
@@ -122,6 +133,10 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
       case Group::lora_a:
       case Group::lora_b:
         add_lora(group);
+        break;
+      case Group::personal_a:
+      case Group::personal_b:
+        if (options.personal_lora != PersonalLora::none) add_lora(group);
         break;
       case Group::bottleneck:
         if (m <= 0) break;
@@ -179,19 +194,50 @@ ClientMatrix ParameterLayout::matrix(int index, float* base, std::int64_t slot_s
   return {base + p.offset, p.rows, p.cols, slot_stride};
 }
 
-ConstClientMatrix ParameterLayout::stacked_a(int layer, Block block, const float* base,
+ConstClientMatrix ParameterLayout::stacked_a(int layer, Block block, Adapter adapter, const float* base,
                                              std::int64_t slot_stride) const {
   std::span<const LoraSite> block_sites = sites(layer, block);
-  ConstClientMatrix a = matrix(block_sites.front().a, base, slot_stride);
+  ConstClientMatrix a = matrix(block_sites.front().a_of(adapter), base, slot_stride);
   a.rows *= static_cast<std::int64_t>(block_sites.size());
   return a;
 }
 
-ClientMatrix ParameterLayout::stacked_a(int layer, Block block, float* base, std::int64_t slot_stride) const {
+ClientMatrix ParameterLayout::stacked_a(int layer, Block block, Adapter adapter, float* base,
+                                        std::int64_t slot_stride) const {
   std::span<const LoraSite> block_sites = sites(layer, block);
-  ClientMatrix a = matrix(block_sites.front().a, base, slot_stride);
+  ClientMatrix a = matrix(block_sites.front().a_of(adapter), base, slot_stride);
   a.rows *= static_cast<std::int64_t>(block_sites.size());
   return a;
+}
+
+void ParameterLayout::draw_lora(std::uint64_t seed, int round, const Parameter& p, std::span<float> part) const {
+  if (p.group != Group::lora_a && p.group != Group::personal_a) {
+    std::fill(part.begin(), part.end(), 0.0f);
+    return;
+  }
+  // Keyed by the module's name, so that it does not depend on which other groups exist or come first.
+  std::string name = p.name;
+  if (p.group == Group::personal_a) name.erase(name.rfind("personal."), std::strlen("personal."));
+  std::uint32_t name_hash = 2166136261u;
+  for (char c : name) name_hash = (name_hash ^ static_cast<unsigned char>(c)) * 16777619u;
+  RandomStream stream({seed, Purpose::lora_init, 0, static_cast<std::uint32_t>(round), name_hash});
+  uniform(stream, 1.0 / std::sqrt(static_cast<double>(p.cols)), part);
+}
+
+void ParameterLayout::restart_lora(std::uint64_t seed, int round, std::span<float> values) const {
+  for (const Parameter& p : parameters_)
+    if (p.group == Group::lora_a || p.group == Group::lora_b)
+      draw_lora(seed, round, p, values.subspan(p.offset, p.size()));
+}
+
+void ParameterLayout::truncate_rank(int rank, std::span<float> values) const {
+  for (const Parameter& p : parameters_) {
+    float* part = values.data() + p.offset;
+    if (p.group == Group::lora_a) std::fill(part + rank * p.cols, part + p.rows * p.cols, 0.0f);
+    if (p.group == Group::lora_b)
+      for (std::int64_t row = 0; row < p.rows; ++row)
+        std::fill(part + row * p.cols + rank, part + (row + 1) * p.cols, 0.0f);
+  }
 }
 
 void ParameterLayout::initialize(std::uint64_t seed, int client, ConstView pretrained_head,
@@ -202,12 +248,8 @@ void ParameterLayout::initialize(std::uint64_t seed, int client, ConstView pretr
     const Parameter& p = parameters_[i];
     std::span<float> part = values.subspan(p.offset, p.size());
     const auto index = static_cast<int>(i);
-    if (p.group == Group::lora_a) {
-      // Keyed by the parameter's name, so that it does not depend on which other groups exist or come first.
-      std::uint32_t name_hash = 2166136261u;
-      for (char c : p.name) name_hash = (name_hash ^ static_cast<unsigned char>(c)) * 16777619u;
-      RandomStream stream({seed, Purpose::lora_init, 0, 0, name_hash});
-      uniform(stream, 1.0 / std::sqrt(static_cast<double>(p.cols)), part);
+    if (p.group == Group::lora_a || p.group == Group::personal_a) {
+      draw_lora(seed, 0, p, part);
     } else if (index == bottleneck_down || index == head_p) {
       RandomStream stream(
           {seed, Purpose::module_init, static_cast<std::uint32_t>(client), 0, index == bottleneck_down ? 0u : 1u});

@@ -69,11 +69,12 @@ void RunFile::write_partition(const PairSet& pairs, const Partition& partition) 
   const std::size_t num_clients = partition.clients.size();
   std::vector<std::string> client_names;
   std::vector<std::int32_t> client_domain;
-  std::vector<double> flipped;
+  std::vector<double> flipped, is_new;
   for (const ClientShare& client : partition.clients) {
     client_names.push_back(client.name);
     client_domain.push_back(client.domain);
     flipped.push_back(client.flipped ? 1 : 0);
+    is_new.push_back(client.is_new ? 1 : 0);
   }
   std::vector<std::string> domain_names;
   for (const PairFile& file : pairs.files) domain_names.push_back(file.domain);
@@ -87,6 +88,7 @@ void RunFile::write_partition(const PairSet& pairs, const Partition& partition) 
                               "pairs by client, split (train, validation, test) and category");
   write_list(writer_, "/partition/flipped", flipped, "1",
              "1 for clients whose pairs have chosen and rejected swapped, else 0");
+  write_list(writer_, "/partition/is_new", is_new, "1", "1 for clients that never train, else 0");
   for (std::size_t split = 0; split < split_names.size(); ++split) write_split(writer_, partition, split);
 }
 
@@ -122,6 +124,25 @@ void RunFile::write_final(const FinalMargins& margins) {
              "implicit margin: beta * difference of the log-ratios of policy and reference");
   write_list(writer_, "/final/test/margin_explicit", margins.margin_explicit, "nat",
              "explicit margin: difference of the reward head's outputs, before lambda");
+}
+
+void RunFile::write_cross(const CrossEvaluation& cross) {
+  check(cross.accuracy.size() == cross.num_clients * cross.num_clients, "a square matrix");
+  writer_.write<double>("/final/cross/accuracy", cross.accuracy, Shape{cross.num_clients, cross.num_clients}, "1",
+                        "test accuracy of client i's final model (row) on client j's test pairs (column)");
+}
+
+void RunFile::write_new_clients(const NewClients& clients) {
+  const std::string at = "/final/new_clients/";
+  writer_.group("/final/new_clients");
+  writer_.attribute<std::int64_t>("/final/new_clients", "steps", clients.steps);
+  write_list(writer_, at + "client", clients.client, "index", "clients that never took part in a round");
+  write_list(writer_, at + "group", clients.group, "index", "aggregation group whose LoRA each of them received");
+  write_list(writer_, at + "accuracy_received", clients.accuracy_received, "1",
+             "test accuracy with the received LoRA, private modules at their start");
+  write_list(writer_, at + "accuracy_fitted", clients.accuracy_fitted, "1",
+             "test accuracy after `steps` steps of fitting the private modules on the client's train pairs");
+  write_list(writer_, at + "loss_fitted", clients.loss_fitted, "nat", "test loss after fitting");
 }
 
 void RunFile::flush() {

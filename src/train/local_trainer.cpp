@@ -12,6 +12,37 @@ namespace {
 
 bool is_lora(Group group) { return group == Group::lora_a || group == Group::lora_b; }
 
+/// Rows of pair `i`.
+std::pair<std::size_t, std::size_t> rows_of_pair(const PackedBatch& batch, std::size_t i) {
+  const auto group = [&](std::size_t g) { return static_cast<std::size_t>(batch.segment_groups[g]); };
+  return {static_cast<std::size_t>(batch.segments[group(i)].begin),
+          static_cast<std::size_t>(batch.segments[group(i + 1) - 1].end)};
+}
+
+/// The row weights of a batch of pairs `first`, `first` + 1, ... of the model.
+RowWeights row_weights(const EvaluatedModel& model, const PackedBatch& batch, std::size_t first) {
+  RowWeights weights;
+  const auto rows = static_cast<std::size_t>(batch.num_rows());
+  if (model.lora_weight != 1) weights.shared.assign(rows, model.lora_weight);
+  if (model.personal_weights.empty()) return weights;
+  weights.shared.resize(rows);
+  weights.personal.resize(rows);
+  for (std::size_t i = 0; i < batch.pairs.size(); ++i) {
+    const float personal = model.personal_weights[first + i];
+    const auto [begin, end] = rows_of_pair(batch, i);
+    for (std::size_t row = begin; row < end; ++row) {
+      weights.shared[row] = model.lora_weight * (1 - personal);
+      weights.personal[row] = personal;
+    }
+  }
+  return weights;
+}
+
+void add_reference(PairScores& scores, const ClientPair& pair) {
+  scores.reference_chosen = pair.reference_chosen;
+  scores.reference_rejected = pair.reference_rejected;
+}
+
 double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 : 0.0); }
 
 }  // namespace
@@ -54,13 +85,49 @@ void LocalTrainer::draw_batch(const Member& member, std::vector<ClientPair>& bat
   }
 }
 
+LocalTrainer::PassPairs LocalTrainer::pack_pass(std::span<const Member> members, const Cuts& cuts, std::size_t pass) {
+  PassPairs result;
+  std::vector<MemberPairs> packed_members;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const std::size_t begin = pass + 1 < cuts[i].size() ? cuts[i][pass] : to_pack_[i].size();
+    const std::size_t end = pass + 1 < cuts[i].size() ? cuts[i][pass + 1] : to_pack_[i].size();
+    packed_members.push_back({members[i].state->slot, std::span(to_pack_[i]).subspan(begin, end - begin)});
+    for (std::size_t j = begin; j < end; ++j) {
+      result.owner.push_back(i);
+      result.index.push_back(j);
+    }
+  }
+  pack(pairs_, packed_members, policy_.packing(), packed_);
+  scores_.assign(packed_.pairs.size(), {});
+  return result;
+}
+
+// A forward pass of its own over the whole step, since the first derivative already needs the last pair's score. It is
+// without dropout: the numbers are constants of the loss, and the model's own rather than a mask's.
+std::vector<BatchStatistics> LocalTrainer::statistics(std::span<const Member> members, const Cuts& cuts,
+                                                      std::size_t num_passes, Adapter adapter) {
+  std::vector<BatchStatistics> result(members.size());
+  if (!loss_needs_statistics(options_.loss.kind)) return result;
+  std::vector<std::vector<PairScores>> all(members.size());
+  for (std::size_t pass = 0; pass < num_passes; ++pass) {
+    const PassPairs at = pack_pass(members, cuts, pass);
+    policy_.score(packed_, buffers_.parameters(adapter), scores_, lora_weights(members));
+    for (std::size_t pair = 0; pair < scores_.size(); ++pair) {
+      add_reference(scores_[pair], batches_[at.owner[pair]][at.index[pair]]);
+      all[at.owner[pair]].push_back(scores_[pair]);
+    }
+  }
+  for (std::size_t i = 0; i < members.size(); ++i) result[i] = batch_statistics(options_.loss, all[i]);
+  return result;
+}
+
 void LocalTrainer::step(std::span<const Member> members, int round, std::span<const Group> trainable,
-                        const Hooks& hooks) {
+                        const Hooks& hooks, Adapter adapter) {
   const std::size_t num_members = members.size();
   check(num_members > 0 && (gradient_stride_ > 0 || num_members == 1), "step: more members than the cohort has slots");
   batches_.resize(num_members);
   to_pack_.resize(num_members);
-  std::vector<std::vector<std::size_t>> cuts(num_members);
+  Cuts cuts(num_members);
   std::vector<StreamId> streams;
   std::vector<std::int64_t> first_rows(num_members, 0);
   const PackingOptions packing = policy_.packing();
@@ -79,29 +146,17 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
                        static_cast<std::uint32_t>(state.steps_done + state.refit_done)});
   }
 
+  const std::vector<BatchStatistics> batch = statistics(members, cuts, num_passes, adapter);
   CohortGradients gradients{gradients_.view().f32(), gradient_stride_, Write::overwrite, {}};
   for (Group group : trainable) gradients.wanted[static_cast<std::size_t>(group)] = layout_.has(group);
   const LoraDropout dropout{static_cast<float>(layout_.options().lora_dropout), streams, first_rows};
   for (std::size_t pass = 0; pass < num_passes; ++pass) {
-    std::vector<MemberPairs> packed_members;
-    std::vector<std::size_t> owner, index;
-    for (std::size_t i = 0; i < num_members; ++i) {
-      const std::size_t begin = pass + 1 < cuts[i].size() ? cuts[i][pass] : to_pack_[i].size();
-      const std::size_t end = pass + 1 < cuts[i].size() ? cuts[i][pass + 1] : to_pack_[i].size();
-      packed_members.push_back({members[i].state->slot, std::span(to_pack_[i]).subspan(begin, end - begin)});
-      for (std::size_t j = begin; j < end; ++j) {
-        owner.push_back(i);
-        index.push_back(j);
-      }
-    }
-    pack(pairs_, packed_members, packing, packed_);
-    scores_.assign(packed_.pairs.size(), {});
+    const PassPairs at = pack_pass(members, cuts, pass);
     const auto loss = [&](std::size_t pair, PairScores& scores) {
-      const Member& member = members[owner[pair]];
-      const ClientPair& source = batches_[owner[pair]][index[pair]];
-      scores.reference_chosen = source.reference_chosen;
-      scores.reference_rejected = source.reference_rejected;
-      PairLoss result = preference_loss(options_.loss, scores);
+      const Member& member = members[at.owner[pair]];
+      const ClientPair& source = batches_[at.owner[pair]][at.index[pair]];
+      add_reference(scores, source);
+      PairLoss result = preference_loss(options_.loss, scores, batch[at.owner[pair]]);
       RoundSums& sums = member.state->sums;
       sums.loss += result.loss;
       sums.correct += half_ties(result.margin);
@@ -114,12 +169,21 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
       result.d_reward_rejected *= share;
       return result;
     };
-    policy_.train(packed_, buffers_.parameters(), gradients, loss, scores_, dropout);
+    policy_.train(packed_, buffers_.parameters(adapter), gradients, loss, scores_, dropout, lora_weights(members));
     gradients.write = Write::accumulate;
     // A member's masks follow its own rows: neither the cuts nor the rest of the cohort change them.
     for (std::size_t i = 0; i < num_members; ++i) first_rows[i] += packed_.clients[i].end - packed_.clients[i].begin;
   }
   for (const Member& member : members) apply(member, round, trainable, hooks);
+}
+
+RowWeights LocalTrainer::lora_weights(std::span<const Member> members) const {
+  RowWeights weights;
+  if (std::all_of(members.begin(), members.end(), [](const Member& m) { return m.state->lora_weight == 1; }))
+    return weights;
+  for (std::size_t i = 0; i < members.size(); ++i)
+    weights.shared.resize(static_cast<std::size_t>(packed_.clients[i].end), members[i].state->lora_weight);
+  return weights;
 }
 
 void LocalTrainer::apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks) {
@@ -162,49 +226,64 @@ void LocalTrainer::apply(const Member& member, int round, std::span<const Group>
   if (hooks.after_step) hooks.after_step(member, values, gradients);
 }
 
-std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
-                                   std::int32_t slot, const LossOptions& loss, std::span<const ClientPair> pairs,
-                                   int micro_rows, const std::function<bool()>& stop) {
+std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const EvaluatedModel& model,
+                                   const LossOptions& loss, std::span<const ClientPair> pairs, int micro_rows,
+                                   const std::function<bool()>& stop) {
   Evaluation result;
   std::vector<PairToPack> to_pack;
   for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
   const PackingOptions packing = policy.packing();
   const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
   PackedBatch batch;
-  std::vector<PairScores> scores;
+  std::vector<PairScores> all(pairs.size());
   for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
     if (stop && stop()) return std::nullopt;
-    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
+    const MemberPairs member{model.slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
     pack(set, std::span(&member, 1), packing, batch);
-    scores.assign(batch.pairs.size(), {});
-    policy.score(batch, parameters, scores);
-    for (std::size_t i = 0; i < scores.size(); ++i) {
-      const ClientPair& source = pairs[cuts[c] + i];
-      PairScores& s = scores[i];
-      s.reference_chosen = source.reference_chosen;
-      s.reference_rejected = source.reference_rejected;
-      const PairLoss r = preference_loss(loss, s);
-      result.margin.push_back(r.margin);
-      result.margin_implicit.push_back(r.margin_implicit);
-      result.margin_explicit.push_back(r.margin_explicit);
-      result.loss += r.loss;
-      result.accuracy += half_ties(r.margin);
-      result.accuracy_implicit += half_ties(r.margin_implicit);
-      result.accuracy_explicit += half_ties(r.margin_explicit);
-      result.mean_margin += r.margin;
-      result.mean_margin_implicit += r.margin_implicit;
-      result.mean_margin_explicit += r.margin_explicit;
-      result.log_prob_chosen += s.log_prob_chosen;
-      result.log_prob_rejected += s.log_prob_rejected;
-      result.kl_to_reference += 0.5 * ((s.log_prob_chosen - s.reference_chosen) / s.length_chosen +
-                                       (s.log_prob_rejected - s.reference_rejected) / s.length_rejected);
-    }
+    policy.score(batch, model.parameters, std::span(all).subspan(cuts[c], cuts[c + 1] - cuts[c]),
+                 row_weights(model, batch, cuts[c]));
+  }
+  for (std::size_t i = 0; i < pairs.size(); ++i) add_reference(all[i], pairs[i]);
+  const BatchStatistics statistics = loss_needs_statistics(loss.kind) ? batch_statistics(loss, all) : BatchStatistics{};
+  for (const PairScores& s : all) {
+    const PairLoss r = preference_loss(loss, s, statistics);
+    result.margin.push_back(r.margin);
+    result.margin_implicit.push_back(r.margin_implicit);
+    result.margin_explicit.push_back(r.margin_explicit);
+    result.loss += r.loss;
+    result.accuracy += half_ties(r.margin);
+    result.accuracy_implicit += half_ties(r.margin_implicit);
+    result.accuracy_explicit += half_ties(r.margin_explicit);
+    result.mean_margin += r.margin;
+    result.mean_margin_implicit += r.margin_implicit;
+    result.mean_margin_explicit += r.margin_explicit;
+    result.log_prob_chosen += s.log_prob_chosen;
+    result.log_prob_rejected += s.log_prob_rejected;
+    result.kl_to_reference += 0.5 * ((s.log_prob_chosen - s.reference_chosen) / s.length_chosen +
+                                     (s.log_prob_rejected - s.reference_rejected) / s.length_rejected);
   }
   const auto n = static_cast<double>(std::max<std::size_t>(1, pairs.size()));
   for (double* sum : {&result.loss, &result.accuracy, &result.accuracy_implicit, &result.accuracy_explicit,
                       &result.mean_margin, &result.mean_margin_implicit, &result.mean_margin_explicit,
                       &result.log_prob_chosen, &result.log_prob_rejected, &result.kl_to_reference})
     *sum /= n;
+  return result;
+}
+
+std::vector<float> embed_pairs(const PairSet& set, Policy& policy, const CohortParameters& parameters,
+                               std::int32_t slot, std::span<const ClientPair> pairs, int micro_rows) {
+  std::vector<PairToPack> to_pack;
+  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
+  const PackingOptions packing = policy.packing();
+  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
+  std::vector<float> result;
+  PackedBatch batch;
+  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
+    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
+    pack(set, std::span(&member, 1), packing, batch);
+    const std::vector<float> part = policy.pair_embeddings(batch, parameters);
+    result.insert(result.end(), part.begin(), part.end());
+  }
   return result;
 }
 

@@ -33,28 +33,51 @@ Curve margin_loss(const LossOptions& o, double m) {
   contract_violation("loss", "unknown loss " + o.kind, std::source_location::current());
 }
 
-/// Mean log-probability per response token.
-struct Means {
+/// A number of each response.
+struct Both {
   double chosen, rejected;
 };
 
-Means mean_log_probs(const PairScores& s) {
+/// log pi - log ref.
+Both log_ratios(const LossOptions& o, const PairScores& s) {
+  if (o.reference_free) return {s.log_prob_chosen, s.log_prob_rejected};
+  return {s.log_prob_chosen - s.reference_chosen, s.log_prob_rejected - s.reference_rejected};
+}
+
+/// What log-ratios are divided by in m_i.
+Both divisors(const LossOptions& o, const PairScores& s) {
+  if (!o.length_normalize || !loss_is_of_margin(o.kind)) return {1, 1};
+  return {static_cast<double>(s.length_chosen), static_cast<double>(s.length_rejected)};
+}
+
+/// Mean log-probability per response token.
+Both mean_log_probs(const PairScores& s) {
   return {s.log_prob_chosen / s.length_chosen, s.log_prob_rejected / s.length_rejected};
 }
 
 /// Azar et al. 2023 (IPO) on per-token means, as TRL does: (log-ratio difference - 1 / (2 beta))^2.
 void ipo(const LossOptions& o, const PairScores& s, PairLoss& r) {
-  const double ratio = (s.log_prob_chosen - s.reference_chosen) / s.length_chosen -
-                       (s.log_prob_rejected - s.reference_rejected) / s.length_rejected;
-  const double gap = ratio - 1 / (2 * o.beta);
+  const Both ratio = log_ratios(o, s);
+  const double gap = ratio.chosen / s.length_chosen - ratio.rejected / s.length_rejected - 1 / (2 * o.beta);
   r.loss = gap * gap;
   r.d_log_prob_chosen = 2 * gap / s.length_chosen;
   r.d_log_prob_rejected = -2 * gap / s.length_rejected;
 }
 
+/// Ethayarajh et al. 2024 (KTO), on pairs: w_D sigmoid(-beta (ratio_w - KL_l)) for the chosen response,
+/// w_U sigmoid(-beta (KL_w - ratio_l)) for the rejected one, and their mean. As TRL's kto_pair does, each half takes
+/// its KL from the other half of the batch, as a constant.
+void kto(const LossOptions& o, const PairScores& s, const BatchStatistics& batch, PairLoss& r) {
+  const Both ratio = log_ratios(o, s);
+  const double gain = o.beta * (ratio.chosen - batch.kl_rejected), loss = o.beta * (batch.kl_chosen - ratio.rejected);
+  r.loss = 0.5 * (o.kto_chosen_weight * sigmoid(-gain) + o.kto_rejected_weight * sigmoid(-loss));
+  r.d_log_prob_chosen = -0.5 * o.beta * o.kto_chosen_weight * sigmoid(gain) * sigmoid(-gain);
+  r.d_log_prob_rejected = 0.5 * o.beta * o.kto_rejected_weight * sigmoid(loss) * sigmoid(-loss);
+}
+
 /// Meng et al. 2024 (SimPO): -log sigmoid(beta (mean_w - mean_l) - gamma), gamma = simpo_gamma beta.
 void simpo(const LossOptions& o, const PairScores& s, PairLoss& r) {
-  const Means mean = mean_log_probs(s);
+  const Both mean = mean_log_probs(s);
   r.margin_implicit = o.beta * (mean.chosen - mean.rejected);
   const Curve c = negative_log_sigmoid(r.margin_implicit - o.simpo_gamma * o.beta);
   r.loss = c.value;
@@ -64,7 +87,7 @@ void simpo(const LossOptions& o, const PairScores& s, PairLoss& r) {
 
 /// Hong et al. 2024 (ORPO): -mean_w - beta log sigmoid(log odds_w - log odds_l), odds of exp(mean log-probability).
 void orpo(const LossOptions& o, const PairScores& s, PairLoss& r) {
-  const Means mean = mean_log_probs(s);
+  const Both mean = mean_log_probs(s);
   const auto log_odds = [](double x) { return x - std::log(-std::expm1(x)); };
   const auto slope = [](double x) { return -1 / std::expm1(x); };
   r.margin_implicit = log_odds(mean.chosen) - log_odds(mean.rejected);
@@ -74,8 +97,8 @@ void orpo(const LossOptions& o, const PairScores& s, PairLoss& r) {
   r.d_log_prob_rejected = -o.beta * c.slope * slope(mean.rejected) / s.length_rejected;
 }
 
-constexpr std::array<std::string_view, 9> names{"dpo",   "cdpo", "robust", "ipo",   "hinge",
-                                                "simpo", "orpo", "sft",    "reward"};
+constexpr std::array<std::string_view, 10> names{"dpo",   "cdpo", "robust", "ipo", "hinge",
+                                                 "simpo", "orpo", "kto",    "sft", "reward"};
 
 }  // namespace
 
@@ -85,15 +108,38 @@ bool loss_needs_reference(std::string_view kind) {
   return kind != "simpo" && kind != "orpo" && kind != "sft" && kind != "reward";
 }
 
-PairLoss preference_loss(const LossOptions& o, const PairScores& s) {
+bool loss_is_of_margin(std::string_view kind) {
+  return kind == "dpo" || kind == "cdpo" || kind == "robust" || kind == "hinge";
+}
+
+bool loss_needs_statistics(std::string_view kind) { return kind == "kto"; }
+
+BatchStatistics batch_statistics(const LossOptions& o, std::span<const PairScores> batch) {
+  BatchStatistics r;
+  if (batch.empty()) return r;
+  for (const PairScores& s : batch) {
+    const Both ratio = log_ratios(o, s);
+    r.kl_chosen += ratio.chosen;
+    r.kl_rejected += ratio.rejected;
+  }
+  for (double* kl : {&r.kl_chosen, &r.kl_rejected}) {
+    *kl /= static_cast<double>(batch.size());
+    if (*kl < 0) *kl = 0;  // NaN stays
+  }
+  return r;
+}
+
+PairLoss preference_loss(const LossOptions& o, const PairScores& s, const BatchStatistics& batch) {
   PairLoss r;
-  r.margin_implicit =
-      o.beta * ((s.log_prob_chosen - s.reference_chosen) - (s.log_prob_rejected - s.reference_rejected));
+  const Both ratio = log_ratios(o, s), divisor = divisors(o, s);
+  r.margin_implicit = o.beta * (ratio.chosen / divisor.chosen - ratio.rejected / divisor.rejected);
   r.margin_explicit = s.reward_chosen - s.reward_rejected;
   double lambda = o.lambda;
   double d_margin_explicit = 0;
   if (o.kind == "ipo") {
     ipo(o, s, r);
+  } else if (o.kind == "kto") {
+    kto(o, s, batch, r);
   } else if (o.kind == "simpo") {
     simpo(o, s, r);
   } else if (o.kind == "orpo") {
@@ -111,8 +157,8 @@ PairLoss preference_loss(const LossOptions& o, const PairScores& s) {
   } else {
     const Curve c = margin_loss(o, r.margin_implicit + lambda * r.margin_explicit);
     r.loss = c.value;
-    r.d_log_prob_chosen = c.slope * o.beta;
-    r.d_log_prob_rejected = -c.slope * o.beta;
+    r.d_log_prob_chosen = c.slope * o.beta / divisor.chosen;
+    r.d_log_prob_rejected = -c.slope * o.beta / divisor.rejected;
     d_margin_explicit = c.slope * lambda;
   }
   if (o.mu != 0) {

@@ -29,8 +29,42 @@ std::size_t Policy::buffer_bytes(std::int64_t rows, Pass pass) const {
   return decoder_.buffer_bytes(rows, pass) + bytes_of(head + modules);
 }
 
-BatchView Policy::view(const PackedBatch& batch) const {
-  return {batch.tokens, batch.positions, {batch.segments, batch.segment_groups}, batch.clients};
+BatchView Policy::view(const PackedBatch& batch, const RowWeights& row_weights) {
+  const auto upload = [&](Tensor& tensor, const std::vector<float>& weights) -> ConstView {
+    if (weights.empty()) return {};
+    const auto n = static_cast<std::int64_t>(weights.size());
+    check(n == batch.num_rows(), "row weights: one a row");
+    if (tensor.rows() < n) tensor = Tensor(backend_, n, 1);
+    backend_.copy_to_device(tensor.view().data, weights.data(), bytes_of(n));
+    return {tensor.view().data, 1, n, n, DType::f32};
+  };
+  return {batch.tokens,
+          batch.positions,
+          {batch.segments, batch.segment_groups},
+          batch.clients,
+          {upload(shared_weights_, row_weights.shared), upload(personal_weights_, row_weights.personal)}};
+}
+
+std::vector<float> Policy::pair_embeddings(const PackedBatch& batch, const CohortParameters& parameters) {
+  RowWeights off;
+  if (layout_.options().lora_rank > 0) off.shared.assign(static_cast<std::size_t>(batch.num_rows()), 0.0f);
+  const ConstView h = decoder_.forward(view(batch, off), parameters, Pass::evaluate);
+  const auto d = static_cast<std::size_t>(config_.hidden_size);
+  std::vector<float> hidden(static_cast<std::size_t>(batch.num_rows()) * d);
+  backend_.copy_to_host(hidden.data(), h.data, hidden.size() * sizeof(float));
+  std::vector<float> result(batch.pairs.size() * d);
+  std::vector<double> sum(d);
+  for (std::size_t i = 0; i < batch.pairs.size(); ++i) {
+    const auto group = [&](std::size_t g) { return static_cast<std::size_t>(batch.segment_groups[g]); };
+    const auto begin = static_cast<std::size_t>(batch.segments[group(i)].begin);
+    const auto end = static_cast<std::size_t>(batch.segments[group(i + 1) - 1].end);
+    std::fill(sum.begin(), sum.end(), 0.0);
+    for (std::size_t row = begin; row < end; ++row)
+      for (std::size_t j = 0; j < d; ++j) sum[j] += static_cast<double>(hidden[row * d + j]);
+    for (std::size_t j = 0; j < d; ++j)
+      result[i * d + j] = static_cast<float>(sum[j] / static_cast<double>(end - begin));
+  }
+  return result;
 }
 
 std::vector<Policy::Chunk> Policy::chunks(const PackedBatch& batch) const {
@@ -172,21 +206,24 @@ View Policy::head_forward(const PackedBatch& batch, const CohortParameters& p, C
   return logits;
 }
 
-void Policy::score(const PackedBatch& batch, const CohortParameters& parameters, std::span<PairScores> scores) {
+void Policy::score(const PackedBatch& batch, const CohortParameters& parameters, std::span<PairScores> scores,
+                   const RowWeights& row_weights) {
   check(scores.size() == batch.pairs.size(), "score: one PairScores a pair");
   reserve(batch, false);
-  ConstView h = decoder_.forward(view(batch), parameters, Pass::evaluate);
+  ConstView h = decoder_.forward(view(batch, row_weights), parameters, Pass::evaluate);
   ConstView z = heads_.bottleneck(batch.clients, parameters, h);
   score_rewards(batch, parameters, z, scores);
   for (const Chunk& chunk : chunks(batch)) head_forward(batch, parameters, z, chunk, scores);
 }
 
 void Policy::train(const PackedBatch& batch, const CohortParameters& parameters, const CohortGradients& gradients,
-                   const LossFunction& loss, std::span<PairScores> scores, const LoraDropout& dropout) {
+                   const LossFunction& loss, std::span<PairScores> scores, const LoraDropout& dropout,
+                   const RowWeights& row_weights) {
   check(scores.size() == batch.pairs.size(), "train: one PairScores a pair");
   reserve(batch, true);
-  const bool through_backbone = gradients.wants(Group::lora_a) || gradients.wants(Group::lora_b);
-  ConstView h = decoder_.forward(view(batch), parameters, through_backbone ? Pass::train : Pass::evaluate, dropout);
+  const bool through_backbone = gradients.wants_lora(parameters.adapter);
+  const BatchView batch_view = view(batch, row_weights);
+  ConstView h = decoder_.forward(batch_view, parameters, through_backbone ? Pass::train : Pass::evaluate, dropout);
   ConstView z = heads_.bottleneck(batch.clients, parameters, h);
   score_rewards(batch, parameters, z, scores);
 
@@ -236,7 +273,7 @@ void Policy::train(const PackedBatch& batch, const CohortParameters& parameters,
   } else {
     heads_.bottleneck_backward(batch.clients, parameters, gradients, h, d_z, through_backbone ? &d_h : nullptr);
   }
-  decoder_.backward(view(batch), parameters, gradients, d_h, dropout);
+  decoder_.backward(batch_view, parameters, gradients, d_h, dropout);
 }
 
 void Policy::reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g, View d_z) {

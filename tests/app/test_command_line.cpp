@@ -47,7 +47,19 @@ const std::vector<OptionCase>& option_cases() {
       {"batch", "11", "11", {}},
       {"participation", "0.4", "0.4", {}},
       {"groups", "domain", "domain", {}},
+      {"cluster-labels", "0,0,1,1", "0,0,1,1", {"--groups", "clusters:2"}},
+      {"agreement-errors", "2.5", "2.5", {"--groups", "agreement"}},
+      {"new-clients", "2", "2", {}},
+      {"new-client-steps", "5", "5", {"--new-clients", "2"}},
+      {"dp-clip", "0.5", "0.5", {}},
+      {"dp-noise", "1.1", "1.1", {"--dp-clip", "1"}},
+      {"dp-delta", "1e-6", "1e-06", {"--dp-clip", "1"}},
+      {"compress", "int8", "int8", {}},
+      {"compress-share", "0.2", "0.2", {"--compress", "topk"}},
+      {"error-feedback", "off", "off", {"--compress", "topk"}},
       {"reduce", "fast", "fast", {}},
+      {"reduce-route", "hierarchical", "hierarchical", {}},
+      {"ranks-per-node", "2", "2", {"--reduce-route", "hierarchical"}},
       {"prox-mu", "0.125", "0.125", {"--method", "fedprox"}},
       {"server-lr", "0.25", "0.25", {"--method", "fedavgm"}},
       {"server-momentum", "0.75", "0.75", {"--method", "fedadagrad"}},
@@ -59,6 +71,11 @@ const std::vector<OptionCase>& option_cases() {
       {"lora-targets", "q_proj, v_proj", "q_proj,v_proj", {}},
       {"lora-dropout", "0.05", "0.05", {}},
       {"lora-first-layer", "2", "2", {}},
+      {"lora-ranks", "4,8", "4,8", {"--method", "flora"}},
+      {"personal-lora", "apfl", "apfl", {}},
+      {"personal-prox", "0.25", "0.25", {"--personal-lora", "ditto"}},
+      {"personal-mix", "0.25", "0.25", {"--personal-lora", "apfl"}},
+      {"personal-samples", "7", "7", {"--personal-lora", "feddpa"}},
       {"head", "lowrank", "lowrank", {}},
       {"head-rank", "3", "3", {"--head", "lowrank"}},
       {"bottleneck", "19", "19", {}},
@@ -72,6 +89,10 @@ const std::vector<OptionCase>& option_cases() {
       {"mu", "0.8", "0.8", {"--reward-head", "on"}},
       {"label-smoothing", "0.2", "0.2", {"--loss", "cdpo"}},
       {"simpo-gamma", "0.9", "0.9", {"--loss", "simpo"}},
+      {"kto-chosen-weight", "1.25", "1.25", {"--loss", "kto"}},
+      {"kto-rejected-weight", "0.75", "0.75", {"--loss", "kto"}},
+      {"reference-free", "on", "on", {"--loss", "kto"}},
+      {"length-normalize", "on", "on", {"--loss", "hinge"}},
       {"lr-shared", "3e-5", "3e-05", {}},
       {"lr-private", "0.0123", "0.0123", {}},
       {"weight-decay", "0.015", "0.015", {}},
@@ -90,6 +111,7 @@ const std::vector<OptionCase>& option_cases() {
       {"cohort", "5", "5", {}},
       {"micro-rows", "77", "77", {}},
       {"eval-every", "5", "5", {}},
+      {"aggregation-error-every", "3", "3", {}},
       {"eval-splits", "test", "test", {}},
       {"checkpoint-every", "6", "6", {}},
       {"checkpoint-dir", "elsewhere", "elsewhere", {}},
@@ -148,7 +170,7 @@ INSTANTIATE_TEST_SUITE_P(CommandLine, EveryOption, testing::ValuesIn(option_case
 });
 
 TEST(CommandLine, CasesCoverEveryDescribedOption) {
-  std::set<std::string> covered = {"model", "data", "out", "overwrite"};  // tested below
+  std::set<std::string> covered = {"model", "data", "out", "overwrite", "cross-eval"};  // tested below
   for (const OptionCase& c : option_cases()) covered.insert(c.option);
   for (const auto& [name, value] : describe(RunOptions{})) EXPECT_TRUE(covered.contains(name)) << name;
   EXPECT_EQ(covered.size(), describe(RunOptions{}).size());
@@ -161,6 +183,8 @@ TEST(CommandLine, InputsAndOutputs) {
   EXPECT_EQ(options.at("out"), "runs/o.h5");
   EXPECT_EQ(options.at("overwrite"), "on");
   EXPECT_EQ(described({}).at("overwrite"), "off");
+  EXPECT_EQ(described({}).at("cross-eval"), "off");
+  EXPECT_EQ(described({"--cross-eval"}).at("cross-eval"), "on");
   EXPECT_EQ(described({}).at("checkpoint-dir"), "runs/o.ckpt");
 }
 
@@ -364,6 +388,8 @@ TEST(CommandLine, MistakesAreNamed) {
       // contradictions
       {run_with({"--partition", "iid", "--alpha", "1"}),
        "--alpha: needs --partition dirichlet or quantity, found --partition iid"},
+      {run_with({"--ranks-per-node", "2"}),
+       "--ranks-per-node: needs --reduce-route hierarchical, found --reduce-route flat"},
       {run_with({"--head", "full", "--head-rank", "4"}), "--head-rank: needs --head lowrank, found --head full"},
       {run_with({"--bottleneck", "0", "--bottleneck-kind", "gated"}),
        "--bottleneck-kind: needs --bottleneck above 0, found --bottleneck 0"},
@@ -387,6 +413,26 @@ TEST(CommandLine, MistakesAreNamed) {
       {run_with({"--loss", "reward", "--reward-head", "on", "--mu", "1"}),
        "--mu: needs a loss with an implicit margin, found --loss reward"},
       {run_with({"--loss", "dpo", "--simpo-gamma", "0.1"}), "--simpo-gamma: needs --loss simpo, found --loss dpo"},
+      {run_with({"--loss", "kto", "--label-smoothing", "0.1"}),
+       "--label-smoothing: needs --loss cdpo or robust, found --loss kto"},
+      {run_with({"--loss", "ipo", "--kto-chosen-weight", "1"}),
+       "--kto-chosen-weight: needs --loss kto, found --loss ipo"},
+      {run_with({"--kto-rejected-weight", "1"}), "--kto-rejected-weight: needs --loss kto, found --loss dpo"},
+      {run_with({"--loss", "kto", "--kto-rejected-weight", "-1"}),
+       "--kto-rejected-weight: expected a number >= 0, found -1"},
+      {run_with({"--loss", "kto", "--kto-chosen-weight", "0", "--kto-rejected-weight", "0"}),
+       "--kto-chosen-weight: expected above 0, or --kto-rejected-weight above 0, found 0 and 0"},
+      {run_with({"--loss", "kto", "--reward-head", "on", "--mu", "0"}),
+       "--mu: needs a weight above 0, from which alone --loss kto trains the reward head, found 0"},
+      {run_with({"--loss", "ipo", "--reward-head", "on", "--mu", "0"}), "from which alone --loss ipo trains"},
+      {run_with({"--loss", "sft", "--reward-head", "off", "--reference-free", "on"}),
+       "--reference-free: needs a loss with a reference, found --loss sft"},
+      {run_with({"--loss", "reward", "--reward-head", "on", "--reference-free", "on"}),
+       "--reference-free: needs a loss with a reference, found --loss reward"},
+      {run_with({"--loss", "ipo", "--length-normalize", "on"}),
+       "--length-normalize: needs --loss dpo, cdpo, robust or hinge, found --loss ipo, which always is so"},
+      {run_with({"--loss", "kto", "--length-normalize", "on"}),
+       "--length-normalize: needs --loss dpo, cdpo, robust or hinge, found --loss kto"},
       {run_with({"--method", "fedavg", "--prox-mu", "1"}), "--prox-mu: needs --method fedprox, found --method fedavg"},
       {run_with({"--schedule", "joint", "--private-share", "0.2"}),
        "--private-share: needs --schedule alternate, found --schedule joint"},

@@ -24,6 +24,14 @@ double dot(const Matrix& a, const Matrix& b) {
   return sum;
 }
 
+Matrix scale_rows(const Matrix& weights, const Matrix& x) {
+  Matrix y = x;
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    for (std::int64_t c = 0; c < x.cols; ++c) y(t, c) *= weights(0, t);
+  }
+  return y;
+}
+
 Matrix gradient(const std::function<double(const Matrix&)>& f, Matrix x) {
   Matrix result(x.rows, x.cols);
   for (std::size_t i = 0; i < x.values.size(); ++i) {

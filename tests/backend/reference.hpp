@@ -27,6 +27,7 @@ using Indices = std::vector<std::int32_t>;
 Matrix add(const Matrix& a, const Matrix& b);
 Matrix scale(double factor, const Matrix& a);
 double dot(const Matrix& a, const Matrix& b);
+Matrix scale_rows(const Matrix& weights, const Matrix& x);
 
 /// Gradient of f at x by central differences.
 Matrix gradient(const std::function<double(const Matrix&)>& f, Matrix x);

@@ -46,6 +46,10 @@ TEST_P(Contracts, ShapesAndTypes) {
   EXPECT_CONTRACT(backend_->copy(four, w.columns(0, 4)));
   EXPECT_CONTRACT(backend_->rms_norm(a, w.columns(0, 5), 1e-5f, a));
   EXPECT_CONTRACT(backend_->layer_norm(a, w, w.columns(0, 5), 1e-5f, a));
+  EXPECT_CONTRACT(backend_->scale_rows(w, a));
+  EXPECT_CONTRACT(backend_->scale_rows(four, a));
+  EXPECT_CONTRACT(backend_->dot(a, b));
+  EXPECT_CONTRACT(backend_->squared_norm(four));
   EXPECT_CONTRACT(backend_->gather_rows(a, w, a));
   EXPECT_CONTRACT(backend_->scatter_add_rows(a, i32(3), a));
   EXPECT_CONTRACT(backend_->linear(a, b, {}, a, Write::overwrite));

@@ -80,6 +80,10 @@ class CpuDeterminism : public testing::Test {
     with(out(), [&](View y) { b.layer_norm(part(x), w, bias, 1e-5f, y); });
     with(out(), [&](View y) { b.layer_norm_backward(part(x), w, 1e-5f, part(d_y), y, Write::overwrite); });
     with(out(), [&](View y) { b.axpy(0.3f, part(x), y, Write::accumulate); });
+    with(out(), [&](View y) {
+      b.copy(part(x), y);
+      b.scale_rows(coefficient.columns(begin, end), y);
+    });
     with(out(), [&](View y) { b.gather_rows(table, at, y); });
     with(out(), [&](View y) {
       b.copy(part(x), y);
@@ -174,10 +178,11 @@ class CpuDeterminism : public testing::Test {
                v = run.empty(1, 100001);
     b.adamw({}, flat, gradients, m, v);
     for (const View& view : {flat, m, v}) results.push_back(bits(view));
-    const double norm = b.squared_norm(gradients);
-    Bits norm_bits(2);
-    std::memcpy(norm_bits.data(), &norm, sizeof norm);
-    results.push_back(norm_bits);
+    for (const double sum : {b.squared_norm(gradients), b.dot(gradients, m), b.dot(x, d_y.columns(0, 300))}) {
+      Bits sum_bits(2);
+      std::memcpy(sum_bits.data(), &sum, sizeof sum);
+      results.push_back(sum_bits);
+    }
     return results;
   }
 

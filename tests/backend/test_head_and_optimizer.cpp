@@ -1,4 +1,4 @@
-// Log-softmax of the head, AdamW and the squared norm against the reference.
+// Log-softmax of the head, AdamW, the inner product and the squared norm against the reference.
 #include "fixture.hpp"
 
 namespace fedpdpo {
@@ -66,6 +66,27 @@ TEST_P(HeadAndOptimizer, AdamWFollowsTorch) {
     expect_close(values, p, tolerance::kAdamW);
     expect_close(first, m, tolerance::kAdamW);
     expect_close(second, v, tolerance::kAdamW);
+  }
+}
+
+TEST_P(HeadAndOptimizer, Dot) {
+  for (const auto& [rows, cols] : {std::pair{1, 1}, {1, 17}, {3, 50}, {1, 100003}, {5, 4097}}) {
+    const Matrix x = random(rows, cols), y = random(rows, cols);
+    const double expected = dot(x, y), scale = std::sqrt(dot(x, x) * dot(y, y));
+    const Buffer flat = put(x), strided = put(x, 1, 3);
+    EXPECT_NEAR((backend_->dot(flat.view, put(y).view) - expected) / scale, 0, tolerance::kSquaredNorm);
+    EXPECT_NEAR((backend_->dot(strided.view, put(y).view) - expected) / scale, 0, tolerance::kSquaredNorm);
+    EXPECT_NEAR((backend_->dot(flat.view, put(y, 2).view) - expected) / scale, 0, tolerance::kSquaredNorm);
+    EXPECT_EQ(backend_->dot(strided.view, strided.view), backend_->squared_norm(strided.view));
+  }
+  EXPECT_EQ(backend_->dot({}, {}), 0);
+}
+
+TEST_P(HeadAndOptimizer, ProductsOfADotAreExact) {
+  for (const double value : {0x1p100, -0x1p-100, 1 + 0x1p-23}) {
+    const Matrix x(1, 1, value);
+    EXPECT_EQ(backend_->dot(put(x).view, put(x).view), value * value);
+    EXPECT_EQ(backend_->dot(put(x).view, put(Matrix(1, 1, 1 + 0x1p-20)).view), value * (1 + 0x1p-20));
   }
 }
 

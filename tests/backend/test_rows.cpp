@@ -1,4 +1,4 @@
-// Embedding, norms, axpy, copies, gather and scatter against the reference.
+// Embedding, norms, axpy, scaled rows, copies, gather and scatter against the reference.
 #include "fixture.hpp"
 
 namespace fedpdpo {
@@ -107,6 +107,17 @@ TEST_P(Rows, Axpy) {
   }
 }
 
+TEST_P(Rows, ScaleRows) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols);
+    Matrix weights = random(1, rows);
+    weights(0, rows / 2) = 0;
+    const Buffer in_place = put(x, 3, 2);
+    backend_->scale_rows(put(weights, 1, 1).view, in_place.view);
+    expect_close(reference::scale_rows(weights, x), in_place, tolerance::kElementwise);
+  }
+}
+
 TEST_P(Rows, FillAndCopy) {
   for (const auto [rows, cols] : kShapes) {
     const Matrix x = random(rows, cols);
@@ -160,6 +171,7 @@ TEST_P(Rows, NothingToDo) {
   Buffer y = poisoned(0, 8), x = poisoned(0, 8), none = put(Indices{});
   backend_->axpy(1, x.view, y.view, Write::overwrite);
   backend_->gather_rows(put(random(3, 8)).view, none.view, y.view);
+  backend_->scale_rows(poisoned(1, 0).view, y.view);
   Buffer sum = put(Matrix(3, 8, 1));
   backend_->scatter_add_rows(x.view, none.view, sum.view);
   expect_close(Matrix(3, 8, 1), sum, tolerance::kExact);

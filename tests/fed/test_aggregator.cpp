@@ -68,14 +68,94 @@ TEST(DrawParticipants, EveryClientIsDrawnAsOften) {
   }
 }
 
+/// Each of ten with probability 0.3, alone: 120 of 400 rounds, standard deviation 9.2, so 80 to 160 is more than four
+/// of them; and of the round's sizes the variance is 10 * 0.3 * 0.7 = 2.1 (a draw of a fixed number has none), whose
+/// standard error over 400 rounds is about 2.1 * sqrt(2 / 400) = 0.15.
+TEST(DrawPoisson, EveryClientIsDrawnAloneAndAsOften) {
+  std::map<int, int> count;
+  double sum = 0, squares = 0;
+  for (int round = 1; round <= 400; ++round) {
+    const std::vector<int> drawn = draw_poisson(ten(), 0.3, 7, round);
+    EXPECT_TRUE(std::is_sorted(drawn.begin(), drawn.end()));
+    EXPECT_EQ(std::adjacent_find(drawn.begin(), drawn.end()), drawn.end());
+    for (int client : drawn) ++count[client];
+    sum += static_cast<double>(drawn.size());
+    squares += static_cast<double>(drawn.size() * drawn.size());
+  }
+  for (int client : ten()) {
+    EXPECT_GT(count[client], 80) << client;
+    EXPECT_LT(count[client], 160) << client;
+  }
+  EXPECT_EQ(count.size(), 10u);
+  const double mean = sum / 400;
+  EXPECT_NEAR(squares / 400 - mean * mean, 2.1, 0.6);
+}
+
+/// Whether a client takes part follows from (seed, round, client): not from who else could.
+TEST(DrawPoisson, FollowsSeedRoundAndClient) {
+  const auto rounds = [](std::span<const int> clients, std::uint64_t seed) {
+    std::vector<std::vector<int>> all;
+    for (int round = 1; round <= 20; ++round) all.push_back(draw_poisson(clients, 0.5, seed, round));
+    return all;
+  };
+  const auto once = rounds(ten(), 1);
+  EXPECT_EQ(rounds(ten(), 1), once);
+  EXPECT_NE(rounds(ten(), 2), once) << "the seed does not reach participation";
+  EXPECT_GT(std::count_if(once.begin(), once.end(), [&](const auto& drawn) { return drawn != once[0]; }), 15)
+      << "rounds draw alike";
+  const std::vector<int> few{2, 3, 8};
+  const auto alone = rounds(few, 1);
+  for (std::size_t round = 0; round < once.size(); ++round)
+    for (int client : few)
+      EXPECT_EQ(std::binary_search(alone[round].begin(), alone[round].end(), client),
+                std::binary_search(once[round].begin(), once[round].end(), client));
+}
+
+TEST(DrawPoisson, NobodyAndEverybody) {
+  const std::vector<int> clients = ten();
+  for (int round = 1; round <= 20; ++round) {
+    EXPECT_TRUE(draw_poisson(clients, 0, 1, round).empty());
+    EXPECT_EQ(draw_poisson(clients, 1, 1, round), clients);
+  }
+  int empty = 0;
+  for (int round = 1; round <= 100; ++round) empty += draw_poisson(clients, 0.05, 1, round).empty() ? 1 : 0;
+  EXPECT_GT(empty, 30) << "0.95^10 = 0.60 of the rounds have nobody";
+}
+
 TEST(GroupOfClients, AllOrByDomain) {
   Partition partition;
   for (int domain : {0, 0, 1, 2, 2}) {
     partition.clients.emplace_back();
     partition.clients.back().domain = domain;
   }
-  EXPECT_EQ(group_of_clients(GroupKind::all, partition), (std::vector<int>{0, 0, 0, 0, 0}));
-  EXPECT_EQ(group_of_clients(GroupKind::domain, partition), (std::vector<int>{0, 0, 1, 2, 2}));
+  RunOptions options;
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{0, 0, 0, 0, 0}));
+  options.groups = GroupKind::domain;
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{0, 0, 1, 2, 2}));
+  // New clients are in no group, and the numbers of the others leave no gap.
+  partition.clients[2].is_new = true;
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{0, 0, -1, 1, 1}));
+  // Groups that are found later begin as one.
+  for (const GroupKind kind : {GroupKind::all, GroupKind::clusters, GroupKind::agreement}) {
+    options.groups = kind;
+    EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{0, 0, -1, 0, 0}));
+  }
+}
+
+TEST(GroupOfClients, ByGivenLabels) {
+  Partition partition;
+  partition.clients.resize(5);
+  RunOptions options;
+  options.groups = GroupKind::clusters;
+  options.cluster_labels = {7, 3, 7, 9, 3};
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{1, 0, 1, 2, 0}));
+  partition.clients[3].is_new = true;
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{1, 0, 1, -1, 0}));
+  options.cluster_labels.pop_back();
+  EXPECT_INPUT_ERROR(group_of_clients(options, partition),
+                     "--cluster-labels: expected 5 numbers, one a client, found 4");
+  options.groups = GroupKind::all;
+  EXPECT_EQ(group_of_clients(options, partition), (std::vector<int>{0, 0, 0, -1, 0})) << "labels belong to clusters";
 }
 
 class Average : public testing::TestWithParam<Reduction> {
@@ -83,7 +163,7 @@ class Average : public testing::TestWithParam<Reduction> {
   Communicator world = Communicator::world();
   AggregationGroup group(std::size_t size) {
     const int self[] = {world.rank()};
-    return {world, 3, self, {0, 1, 2}, {0, size / 2, size}, GetParam()};
+    return {world, 3, self, {0, 1, 2}, {0, size / 2, size}, {GetParam()}};
   }
 };
 
@@ -176,7 +256,7 @@ TEST(Ranks, AverageOverRanks) {
   std::iota(members.begin(), members.end(), 0);
   std::iota(clients.begin(), clients.end(), 0);
   for (const Reduction reduction : {Reduction::exact, Reduction::fast}) {
-    const AggregationGroup group(world, 0, members, clients, {0, 2}, reduction);
+    const AggregationGroup group(world, 0, members, clients, {0, 2}, {reduction});
     EXPECT_EQ(group.communicator().size(), world.size());
     const std::vector<float> values{static_cast<float>(world.rank() + 1), -2}, broken{nan, 0};
     std::vector<Contribution> own{{world.rank(), world.rank() + 1.0, values}};
@@ -198,6 +278,34 @@ TEST(Ranks, AverageOverRanks) {
     const Reduced one = group.average(first, average);
     EXPECT_EQ(one.num_finite, 1);
     EXPECT_EQ(average, (std::vector<float>{1, -2}));
+  }
+}
+
+/// Groups of all ranks and of all but the last, whose nodes are uneven.
+TEST(Ranks, AverageByWayOfTheNodes) {
+  const Communicator world = Communicator::world();
+  for (int size = world.size(); size >= std::max(1, world.size() - 1); --size) {
+    if (world.rank() >= size) continue;
+    std::vector<int> members(static_cast<std::size_t>(size));
+    std::iota(members.begin(), members.end(), 0);
+    RandomStream random({.seed = 5, .purpose = Purpose::test, .client = static_cast<std::uint32_t>(world.rank())});
+    std::vector<float> values(1000);
+    for (float& v : values) v = static_cast<float>(random.normal());
+    const auto average_of = [&](ReductionPlan plan, bool hierarchical) {
+      const AggregationGroup group(world, size, members, members, {0, 300, 1000}, plan);
+      EXPECT_EQ(group.communicator().is_hierarchical(), hierarchical);
+      std::vector<Contribution> own{{world.rank(), 1.0 + world.rank(), values}};
+      std::vector<float> average(values.size());
+      group.average(own, average);
+      return average;
+    };
+    const std::vector<float> flat = average_of({}, false);
+    for (const int per_node : {0, 1, 2, 3, 100}) {
+      const bool nodes = size > per_node && per_node > 1;
+      EXPECT_EQ(average_of({Reduction::exact, ReductionRoute::hierarchical, per_node}, nodes), flat) << per_node;
+      const std::vector<float> fast = average_of({Reduction::fast, ReductionRoute::hierarchical, per_node}, nodes);
+      for (std::size_t i = 0; i < flat.size(); ++i) EXPECT_NEAR(fast[i], flat[i], 1e-6 * (1 + std::abs(flat[i])));
+    }
   }
 }
 

@@ -74,6 +74,11 @@ const Expected table[] = {
     {"ffa-lora", lora_alone, {Group::lora_b}, DataScope::own},
     {"fedsa-lora", lora_alone, {Group::lora_a}, DataScope::own},
     {"rolora", lora_alone, lora, DataScope::own},
+    {"fedex-lora", lora_alone, lora, DataScope::own},
+    {"flora", lora_alone, lora, DataScope::own},
+    {"ditto", {{"personal-lora", "ditto"}}, lora, DataScope::own},
+    {"apfl", {{"personal-lora", "apfl"}}, lora, DataScope::own},
+    {"feddpa", {{"personal-lora", "feddpa"}}, lora, DataScope::own},
 };
 
 TEST(Methods, AreWhatTheDesignSays) {
@@ -99,7 +104,8 @@ TEST(Methods, AreWhatTheDesignSays) {
 TEST(Methods, TrainAsScheduledAndTakeTheAverage) {
   const std::vector<Phase> scheduled{{2, {Group::head}}, {3, lora}};
   const std::vector<float> average{1, -2, 3};
-  for (const char* name : {"local", "local-pdpo", "centralized", "fedavg", "fedper", "fedprox", "fedpdpo"}) {
+  for (const char* name : {"local", "local-pdpo", "centralized", "fedavg", "fedper", "fedprox", "fedpdpo", "fedrep",
+                           "fedavg-ft", "ditto", "apfl", "feddpa", "fedsa-lora", "fedex-lora"}) {
     const auto method = make(name);
     for (int round : {1, 2, 7}) {
       const std::vector<Phase> plan = method->plan_round(round, scheduled);
@@ -108,11 +114,66 @@ TEST(Methods, TrainAsScheduledAndTakeTheAverage) {
       EXPECT_EQ(plan[1].steps, 3);
       EXPECT_EQ(plan[1].trainable, lora);
     }
-    ServerState server{{9, 9, 9}, {}};
+    ServerState server{{9, 9, 9}, {}, {}};
     const ParameterLayout layout(tiny_config(), {}, method->shared_groups());
     method->update_server(server, {.layout = layout, .average = average, .means = no_means});
     EXPECT_EQ(server.values, average) << name;
     EXPECT_TRUE(server.state.empty());
+  }
+}
+
+TEST(Methods, NothingTravelsWhereThePairsLieInOnePlace) {
+  const auto method = make("centralized");
+  const ParameterLayout layout(tiny_config(), {}, method->shared_groups());
+  const Traffic traffic = method->traffic({layout});
+  EXPECT_GT(layout.shared_size(), 0u);
+  EXPECT_EQ(traffic.up, 0u);
+  EXPECT_EQ(traffic.down, 0u);
+}
+
+/// The table above has every method but our own, which is free to change its modules.
+TEST(Methods, AreAllInTheTable) {
+  std::set<std::string> expected{"fedconcord"}, found;
+  for (const Expected& method : table) expected.insert(method.name);
+  for (const MethodInfo& method : methods()) found.insert(method.name);
+  for (const std::string& name : expected) EXPECT_TRUE(found.contains(name)) << name;
+  for (const std::string& name : found) EXPECT_TRUE(expected.contains(name) || name.starts_with("toy")) << name;
+}
+
+/// FedEx-LoRA and FLoRA alone add to the frozen weights, and FLoRA alone begins each round with a fresh LoRA.
+TEST(Methods, ThatMoveTheBackbone) {
+  for (const MethodInfo& info : methods()) {
+    if (info.name.starts_with("toy")) continue;
+    const auto method = info.make({});
+    EXPECT_EQ(method->moves_backbone(), info.name == "fedex-lora" || info.name == "flora") << info.name;
+    EXPECT_EQ(method->restarted_groups(), info.name == "flora" ? lora : std::vector<Group>{}) << info.name;
+    EXPECT_EQ(method->refits_everything(), info.name == "fedavg-ft") << info.name;
+  }
+}
+
+/// What does not go together, each with a reason; everything else does.
+TEST(Methods, RefuseWhatIsSenseless) {
+  using enum Feature;
+  const std::set<Feature> all{groups, found_groups, personal_lora, lora_ranks, privacy, compression, new_clients};
+  const std::map<std::string, std::set<Feature>> expected{
+      {"local", all},
+      {"local-pdpo", all},
+      {"private-only", all},
+      {"centralized", all},
+      {"scaffold", {found_groups, lora_ranks, privacy}},
+      {"rolora", {lora_ranks, compression}},
+      {"fedex-lora", {found_groups, lora_ranks, personal_lora, privacy}},
+      {"fedconcord", {lora_ranks, privacy}},
+      {"flora", {found_groups, personal_lora, privacy, compression}},
+  };
+  for (const MethodInfo& info : methods()) {
+    if (info.name.starts_with("toy")) continue;
+    const auto method = info.make({});
+    std::set<Feature> refused;
+    for (Feature feature : all)
+      if (!method->refuses(feature).empty()) refused.insert(feature);
+    const auto found = expected.find(info.name);
+    EXPECT_EQ(refused, found == expected.end() ? std::set{lora_ranks} : found->second) << info.name;
   }
 }
 

@@ -134,7 +134,7 @@ TEST(Layout, StackedAIsContiguous) {
         const std::span<const LoraSite> sites = layout.sites(layer, block);
         ASSERT_EQ(sites.size(), (std::array{3u, 1u, 2u, 1u})[static_cast<std::size_t>(b)]);
         const auto stride = static_cast<std::int64_t>(layout.size());
-        const ClientMatrix a = layout.stacked_a(layer, block, values.data(), stride);
+        const ClientMatrix a = layout.stacked_a(layer, block, Adapter::shared, values.data(), stride);
         EXPECT_EQ(a.rows, 4 * static_cast<std::int64_t>(sites.size()));
         EXPECT_EQ(a.slot_stride, stride);
         for (std::size_t i = 0; i < sites.size(); ++i) {

@@ -31,9 +31,9 @@ PairSet two_domains() {
 Partition three_clients() {
   Partition partition;
   partition.clients.resize(3);
-  partition.clients[0] = {"stories/client000", 0, false, {{{{0, 4}, {0, 1}}, {{0, 2}}, {{0, 3}}}}};
-  partition.clients[1] = {"stories/client001", 0, true, {{{{0, 0}}, {}, {{0, 5}}}}};
-  partition.clients[2] = {"code/client002", 1, false, {{{{1, 1}, {1, 0}, {1, 5}}, {{1, 2}}, {{1, 3}, {1, 4}}}}};
+  partition.clients[0] = {"stories/client000", 0, false, false, {{{{0, 4}, {0, 1}}, {{0, 2}}, {{0, 3}}}}};
+  partition.clients[1] = {"stories/client001", 0, true, false, {{{{0, 0}}, {}, {{0, 5}}}}};
+  partition.clients[2] = {"code/client002", 1, false, true, {{{{1, 1}, {1, 0}, {1, 5}}, {{1, 2}}, {{1, 3}, {1, 4}}}}};
   return partition;
 }
 
@@ -48,6 +48,8 @@ History three_rounds() {
 FinalMargins margins() {
   return {{0, 1, 2, 2}, {{0, 3}, {0, 5}, {1, 3}, {1, 4}}, {0.5, -1, 2, 0}, {0.25, -1, 1, 0}, {0.25, 0, 1, 0}};
 }
+
+NewClients newcomers() { return {16, {2, 5}, {1, 0}, {0.5, 0.25}, {0.75, 1}, {0.625, 0.375}}; }
 
 void fill(RunFile& file) {
   file.write_config({{"method", "fedpdpo"}, {"seed", "7"}}, "fedpdpo run --seed 7");
@@ -119,6 +121,7 @@ TEST_F(RunFileTest, HoldsThePartition) {
   EXPECT_EQ(reader.read<std::int64_t>("/partition/label_histogram"),
             (std::vector<std::int64_t>{2, 0, 1, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 3, 0, 1, 0, 2}));
   EXPECT_EQ(reader.read<double>("/partition/flipped"), (std::vector<double>{0, 1, 0}));
+  EXPECT_EQ(reader.read<double>("/partition/is_new"), (std::vector<double>{0, 0, 1}));
   EXPECT_EQ(reader.read<std::uint64_t>("/partition/train/offsets"), (Numbers{0, 2, 3, 6}));
   EXPECT_EQ(reader.read<std::uint32_t>("/partition/train/file"), (std::vector<std::uint32_t>{0, 0, 0, 1, 1, 1}));
   EXPECT_EQ(reader.read<std::uint64_t>("/partition/train/pair"), (Numbers{4, 1, 0, 1, 0, 5}));
@@ -144,14 +147,46 @@ TEST_F(RunFileTest, HoldsTheFinalMargins) {
   EXPECT_CONTRACT_VIOLATION(RunFile(path()).write_final(torn), "different lengths");
 }
 
+/// Row i is the model of client i, NaN for a model that there is not.
+TEST_F(RunFileTest, HoldsTheCrossEvaluation) {
+  const std::vector<double> accuracy{1, 0.5, 0.25, 0, std::nan(""), 0.75, 0.125, 0.625, 1};
+  RunFile file(path());
+  file.write_cross({3, accuracy});
+  file.finish();
+  const Hdf5Reader reader(path());
+  EXPECT_EQ(reader.shape("/final/cross/accuracy"), (Numbers{3, 3}));
+  const std::vector<double> found = reader.read<double>("/final/cross/accuracy");
+  EXPECT_EQ(found[1], 0.5) << "the model of client 0 on the data of client 1";
+  EXPECT_EQ(found[3], 0);
+  EXPECT_TRUE(std::isnan(found[4]));
+  EXPECT_EQ(found[5], 0.75);
+  EXPECT_CONTRACT_VIOLATION(RunFile(path()).write_cross({2, accuracy}), "a square matrix");
+}
+
+TEST_F(RunFileTest, HoldsTheNewClients) {
+  RunFile file(path());
+  file.write_new_clients(newcomers());
+  file.finish();
+  const Hdf5Reader reader(path());
+  const std::string at = "/final/new_clients";
+  EXPECT_EQ(reader.required_attribute<std::int64_t>(at, "steps"), 16);
+  EXPECT_EQ(reader.read<std::int32_t>(at + "/client"), (std::vector<std::int32_t>{2, 5}));
+  EXPECT_EQ(reader.read<std::int32_t>(at + "/group"), (std::vector<std::int32_t>{1, 0}));
+  EXPECT_EQ(reader.read<double>(at + "/accuracy_received"), (std::vector<double>{0.5, 0.25}));
+  EXPECT_EQ(reader.read<double>(at + "/accuracy_fitted"), (std::vector<double>{0.75, 1}));
+  EXPECT_EQ(reader.read<double>(at + "/loss_fitted"), (std::vector<double>{0.625, 0.375}));
+}
+
 TEST_F(RunFileTest, EveryDatasetIsDescribed) {
   RunFile file(path());
   fill(file);
   file.write_final(margins());
+  file.write_cross({1, {0.5}});
+  file.write_new_clients(newcomers());
   file.finish();
   int datasets = 0;
   expect_described(Hdf5Reader(path()), "/", datasets);
-  EXPECT_EQ(datasets, 6 + 9 + 4 + 6);  // partition, its splits, series, final margins
+  EXPECT_EQ(datasets, 7 + 9 + 4 + 6 + 1 + 5);  // partition, its splits, series, final margins, cross, new clients
 }
 
 TEST_F(RunFileTest, OneClientIsStillAnAxis) {

@@ -15,7 +15,7 @@ LossOptions dpo(double lambda, double mu) {
 
 Evaluation evaluated(TrainerKit& kit, std::span<const ClientPair> pairs, const LossOptions& loss,
                      int micro_rows = 1024) {
-  const auto result = evaluate(kit.pairs, kit.policy, kit.buffers.parameters(), 0, loss, pairs, micro_rows, nullptr);
+  const auto result = evaluate(kit.pairs, kit.policy, {kit.buffers.parameters(), 0}, loss, pairs, micro_rows, nullptr);
   EXPECT_TRUE(result.has_value());
   return result.value_or(Evaluation{});
 }
@@ -132,10 +132,10 @@ TEST(Evaluate, StopsWhereItIsAskedTo) {
   TrainerKit kit(model, pairs, AdapterOptions{}, smooth_options(), 1, 1);
   int asked = 0;
   const auto third_time = [&] { return ++asked == 3; };
-  EXPECT_FALSE(evaluate(pairs, kit.policy, kit.buffers.parameters(), 0, dpo(0, 0), kit.train, 1, third_time));
+  EXPECT_FALSE(evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), kit.train, 1, third_time));
   EXPECT_EQ(asked, 3);
-  EXPECT_TRUE(evaluate(pairs, kit.policy, kit.buffers.parameters(), 0, dpo(0, 0), kit.train, 1, third_time));
-  const auto nothing = evaluate(pairs, kit.policy, kit.buffers.parameters(), 0, dpo(0, 0), {}, 64, nullptr);
+  EXPECT_TRUE(evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), kit.train, 1, third_time));
+  const auto nothing = evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), {}, 64, nullptr);
   ASSERT_TRUE(nothing);
   EXPECT_EQ(nothing->loss, 0);
   EXPECT_TRUE(nothing->margin.empty());

@@ -151,6 +151,70 @@ INSTANTIATE_TEST_SUITE_P(Variants, TheSame,
                                          Variant{"dropout", 0.3, 1}, Variant{"dropout_two_pairs", 0.3, 45}),
                          [](const auto& i) { return i.param.name; });
 
+TrainerOptions kto_options(int micro_rows) {
+  TrainerOptions options = smooth_options();
+  options.batch = 9;  // the first step is a whole epoch of nine pairs
+  options.micro_rows = micro_rows;
+  options.loss.kind = "kto";
+  return options;
+}
+
+/// A reference under which both KLs of nine random pairs are positive.
+void lower_reference(TrainerKit& kit) {
+  for (ClientPair& pair : kit.train) {
+    pair.reference_chosen -= 3;
+    pair.reference_rejected -= 3;
+  }
+}
+
+Evaluation evaluated(TrainerKit& kit, std::span<const ClientPair> pairs, int micro_rows) {
+  const EvaluatedModel model{kit.buffers.parameters(), 0};
+  return *evaluate(kit.pairs, kit.policy, model, kto_options(1).loss, pairs, micro_rows, nullptr);
+}
+
+/// kto's KLs are those of a client's whole step, whatever the cuts, the cohort and dropout: the step's loss is that of
+/// an evaluation of the same pairs in one pass, which a KL of single passes would not give.
+TEST(Kto, StatisticsAreOfTheWholeBatchOfAClient) {
+  GoldenModel model("tiny_llama");
+  const PairSet pairs = random_pairs(9, 2);
+  TrainerKit kit(model, pairs, full_adapter(), kto_options(1), 1, 1);
+  lower_reference(kit);
+  const double whole = 9 * evaluated(kit, kit.train, 1024).loss;
+  double largest = 0, smallest = 9;
+  for (const ClientPair& pair : kit.train) {
+    const double alone = evaluated(kit, {&pair, 1}, 64).loss;
+    smallest = std::min(smallest, alone);
+    largest = std::max(largest, alone);
+  }
+  ASSERT_GT(largest - smallest, 1e-2);
+
+  const auto sum_of_step = [&](int micro_rows, std::initializer_list<int> clients, double dropout) {
+    AdapterOptions adapter = full_adapter();
+    adapter.lora_dropout = dropout;
+    TrainerKit cut(model, pairs, adapter, kto_options(micro_rows), 2, 2);
+    lower_reference(cut);
+    cut.step(clients);
+    return cut.states[0].sums.loss;
+  };
+  for (const int micro_rows : {1, 45, 100000}) {
+    EXPECT_NEAR(9 * evaluated(kit, kit.train, micro_rows).loss, whole, 1e-5 * whole) << micro_rows;
+    EXPECT_NEAR(sum_of_step(micro_rows, {0}, 0), whole, 1e-5 * whole) << micro_rows;
+    EXPECT_NEAR(sum_of_step(micro_rows, {1, 0}, 0), whole, 1e-5 * whole) << micro_rows;
+    EXPECT_NEAR(sum_of_step(micro_rows, {1, 0}, 0.3), sum_of_step(100000, {0}, 0.3), 1e-5 * whole) << micro_rows;
+  }
+}
+
+TEST(Kto, GradientsDoNotDependOnCutsOrCohort) {
+  GoldenModel model("tiny_llama");
+  const PairSet pairs = random_pairs(9, 2);
+  TrainerKit alone(model, pairs, full_adapter(), kto_options(100000), 2, 1);
+  TrainerKit together(model, pairs, full_adapter(), kto_options(1), 2, 2);
+  lower_reference(alone);
+  lower_reference(together);
+  const auto expected = gradients_of(alone, {0});
+  EXPECT_LT(largest_error_by_group(alone, gradients_of(together, {1, 0})[0], expected[0]), 1e-5);
+}
+
 TEST(Phases, FrozenGroupsDoNotMove) {
   GoldenModel model("tiny_llama");
   const PairSet pairs = random_pairs(6, 3);

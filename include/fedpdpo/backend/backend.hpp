@@ -49,8 +49,8 @@ struct AdamW {
   float learning_rate = 1e-3f;
   float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
   float weight_decay = 0;
-  std::int64_t step = 1;      ///< counts from 1; bias corrections 1 - beta^step
-  float gradient_scale = 1;   ///< multiplies the gradient first (clipping)
+  std::int64_t step = 1;     ///< counts from 1; bias corrections 1 - beta^step
+  float gradient_scale = 1;  ///< multiplies the gradient first (clipping)
 };
 
 class Backend {
@@ -66,7 +66,7 @@ class Backend {
   virtual void copy_to_device(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
   void fill(View y, float value);
-  void copy(ConstView x, View y);                   ///< same shape; converts f32 <-> bf16
+  void copy(ConstView x, View y);  ///< same shape; converts f32 <-> bf16
 
   // --- rows of the residual stream
   /// y[t] = table[tokens[t]] (+ position_table[positions[t]] where it has rows). tokens, positions (1, T) i32; table
@@ -80,6 +80,8 @@ class Backend {
   void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
   /// y (+)= alpha x.
   void axpy(float alpha, ConstView x, View y, Write mode);
+  /// x[t, :] *= weights[t], in place; weights (1, T), x (T, n).
+  void scale_rows(ConstView weights, View x);
   /// y[i] = x[rows[i]]; rows (1, n) i32, x (T, d), y (n, d).
   void gather_rows(ConstView x, ConstView rows, View y);
   /// y[rows[i]] += x[i], in the order of i (rows may repeat: their sum is deterministic).
@@ -93,8 +95,8 @@ class Backend {
 
   // --- per-client maps, grouped by cohort member
   /// For each member: y[rows] (+)= alpha x[rows] P^T or x[rows] P.
-  void grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
-                      ConstClientMatrix p, View y, Write mode);
+  void grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x, ConstClientMatrix p,
+                      View y, Write mode);
   /// For each member: d_P (+)= alpha d_y[rows]^T x[rows]; d_y (T, N), x (T, K), d_P (N, K). A member without rows
   /// contributes zero (overwrite clears it).
   void grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
@@ -144,8 +146,9 @@ class Backend {
   // --- flat buffers
   /// One sweep over n elements of all four; torch.optim.AdamW's update.
   void adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment);
-  /// Sum of squares in double, summed in a fixed order (to the host: waits for the device).
-  double squared_norm(ConstView x);
+  /// Sum of products in double, x and y of one shape, summed in a fixed order (to the host: waits for the device).
+  double dot(ConstView x, ConstView y);
+  double squared_norm(ConstView x) { return dot(x, x); }
   /// Waits for all work given so far.
   virtual void synchronize() = 0;
 
@@ -159,6 +162,7 @@ class Backend {
   virtual void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) = 0;
   virtual void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
   virtual void do_axpy(float alpha, ConstView x, View y, Write mode) = 0;
+  virtual void do_scale_rows(ConstView weights, View x) = 0;
   virtual void do_gather_rows(ConstView x, ConstView rows, View y) = 0;
   virtual void do_scatter_add_rows(ConstView x, ConstView rows, View y) = 0;
   virtual void do_linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) = 0;
@@ -190,7 +194,7 @@ class Backend {
   virtual void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) = 0;
   virtual void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
                         View second_moment) = 0;
-  virtual double do_squared_norm(ConstView x) = 0;
+  virtual double do_dot(ConstView x, ConstView y) = 0;
 };
 
 struct BackendOptions {

@@ -45,9 +45,7 @@ struct View {
 inline ConstView view_of(const float* data, std::int64_t rows, std::int64_t cols) {
   return {data, rows, cols, cols, DType::f32};
 }
-inline View view_of(float* data, std::int64_t rows, std::int64_t cols) {
-  return {data, rows, cols, cols, DType::f32};
-}
+inline View view_of(float* data, std::int64_t rows, std::int64_t cols) { return {data, rows, cols, cols, DType::f32}; }
 
 class Backend;
 

@@ -48,14 +48,20 @@ class Communicator {
   /// Collective. The ranks that share this node's memory (MPI_COMM_TYPE_SHARED).
   Communicator node() const;
 
+  /// Collective. From now on sum() and max() reduce inside every node onto its first rank, all-reduce among those, and
+  /// broadcast inside the nodes. Ranks that pass the same number (not negative) are a node; all pass nullopt for the
+  /// nodes as MPI sees them. With one node, or one rank a node, all stays flat. Subgroups begin flat.
+  void use_hierarchy(std::optional<int> node);
+  bool is_hierarchical() const;
+
   void barrier() const;
   void broadcast(std::span<std::byte> bytes, int root) const;
   std::string broadcast(const std::string& text, int root) const;
-  void sum(std::span<std::int64_t> values) const;   ///< all-reduce, in place
-  void sum(std::span<double> values) const;         ///< all-reduce, in place; order of summation is MPI's
-  void sum(std::span<float> values) const;          ///< all-reduce, in place; order of summation is MPI's
-  void max(std::span<double> values) const;         ///< all-reduce, in place
-  void max(std::span<std::int64_t> values) const;   ///< all-reduce, in place
+  void sum(std::span<std::int64_t> values) const;  ///< all-reduce, in place
+  void sum(std::span<double> values) const;        ///< all-reduce, in place; order of summation is MPI's
+  void sum(std::span<float> values) const;         ///< all-reduce, in place; order of summation is MPI's
+  void max(std::span<double> values) const;        ///< all-reduce, in place
+  void max(std::span<std::int64_t> values) const;  ///< all-reduce, in place
   /// Every rank's bytes on root, by rank; empty elsewhere. Handles more than 2 GiB in all.
   std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes, int root) const;
   /// Every rank's bytes on every rank, by rank.

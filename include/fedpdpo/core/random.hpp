@@ -22,6 +22,8 @@ enum class Purpose : std::uint32_t {
   noise,
   bench,
   test,
+  privacy,
+  new_clients,
 };
 
 using PhiloxCounter = std::array<std::uint32_t, 4>;

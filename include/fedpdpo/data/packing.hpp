@@ -24,10 +24,10 @@ namespace fedpdpo {
 struct PackedPair {
   PairId id;
   bool flipped = false;
-  std::int32_t member = 0;         ///< index into PackedBatch::clients
-  std::int32_t target_begin = 0;   ///< targets [begin, common_end) belong to both responses,
-  std::int32_t common_end = 0;     ///<         [common_end, chosen_end) to the chosen,
-  std::int32_t chosen_end = 0;     ///<         [chosen_end, end) to the rejected one
+  std::int32_t member = 0;        ///< index into PackedBatch::clients
+  std::int32_t target_begin = 0;  ///< targets [begin, common_end) belong to both responses,
+  std::int32_t common_end = 0;    ///<         [common_end, chosen_end) to the chosen,
+  std::int32_t chosen_end = 0;    ///<         [chosen_end, end) to the rejected one
   std::int32_t target_end = 0;
   std::int32_t chosen_length = 0;  ///< response tokens
   std::int32_t rejected_length = 0;
@@ -43,16 +43,16 @@ struct ResponseRows {
 };
 
 struct PackedBatch {
-  std::vector<std::int32_t> tokens;             // (T)
-  std::vector<std::int32_t> positions;          // (T)
-  std::vector<Segment> segments;                // in row order, none empty
-  std::vector<std::int32_t> segment_groups;     // offsets: segments of one pair attend to nothing outside it
-  std::vector<MemberRows> clients;              // one a member, contiguous, in row order
-  std::vector<std::int32_t> target_rows;        // (R) the row that predicts, ascending within a pair's three parts
-  std::vector<std::int32_t> target_tokens;      // (R) what it should predict
-  std::vector<MemberRows> client_targets;       // the same cut of the targets: rows of (R)
-  std::vector<MemberRows> client_responses;     // the same cut of `responses`
-  std::vector<ResponseRows> responses;          // (2 per pair) chosen, rejected; empty without keep_last_rows
+  std::vector<std::int32_t> tokens;          // (T)
+  std::vector<std::int32_t> positions;       // (T)
+  std::vector<Segment> segments;             // in row order, none empty
+  std::vector<std::int32_t> segment_groups;  // offsets: segments of one pair attend to nothing outside it
+  std::vector<MemberRows> clients;           // one a member, contiguous, in row order
+  std::vector<std::int32_t> target_rows;     // (R) the row that predicts, ascending within a pair's three parts
+  std::vector<std::int32_t> target_tokens;   // (R) what it should predict
+  std::vector<MemberRows> client_targets;    // the same cut of the targets: rows of (R)
+  std::vector<MemberRows> client_responses;  // the same cut of `responses`
+  std::vector<ResponseRows> responses;       // (2 per pair) chosen, rejected; empty without keep_last_rows
   std::vector<PackedPair> pairs;
 
   std::int32_t num_rows() const { return static_cast<std::int32_t>(tokens.size()); }
@@ -61,7 +61,7 @@ struct PackedBatch {
 
 struct PackingOptions {
   bool keep_last_rows = true;
-  bool share_prefix = true;   ///< false: chosen and rejected as two sequences of their own (tests compare)
+  bool share_prefix = true;  ///< false: chosen and rejected as two sequences of their own (tests compare)
 };
 
 /// A pair of one client, to be packed.

@@ -25,18 +25,20 @@ struct PartitionOptions {
   PartitionKind kind = PartitionKind::dirichlet;
   int num_clients = 10;
   double alpha = 0.3;
-  double flip_clients = 0;      ///< share of all clients whose pairs have chosen and rejected swapped (all splits)
-  std::size_t min_train = 8;    ///< least number of train pairs of a client
-  std::size_t max_train = 0;    ///< keep at most so many train pairs of a client (0: all); likewise below
+  int num_new_clients = 0;    ///< of them, clients that never train and are met at the end
+  double flip_clients = 0;    ///< share of all clients whose pairs have chosen and rejected swapped (all splits)
+  std::size_t min_train = 8;  ///< least number of train pairs of a client
+  std::size_t max_train = 0;  ///< keep at most so many train pairs of a client (0: all); likewise below
   std::size_t max_validation = 0;
   std::size_t max_test = 0;
   std::uint64_t seed = 0;
 };
 
 struct ClientShare {
-  std::string name;             ///< "client003" or "DOMAIN/client003"
-  std::int32_t domain = 0;      ///< index of the file
+  std::string name;         ///< "client003" or "DOMAIN/client003"
+  std::int32_t domain = 0;  ///< index of the file
   bool flipped = false;
+  bool is_new = false;                       ///< never trains
   std::array<std::vector<PairId>, 3> pairs;  ///< by Split, in the (shuffled) order that truncation kept
 };
 

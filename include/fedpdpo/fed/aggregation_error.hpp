@@ -14,15 +14,22 @@
 
 namespace fedpdpo {
 
-/// One client's LoRA over the shared span, and its share of the average.
-struct WeightedLora {
-  std::span<const float> values;
-  double share = 0;
-};
-
 /// ||E||_F per layer of the model. `average` is the shared span's average; both LoRA groups are shared.
 std::vector<double> lora_aggregation_error(const ParameterLayout& layout, std::int64_t num_layers,
                                            std::span<const WeightedLora> clients, std::span<const float> average);
+
+/// A counted contribution, on another rank.
+struct GatheredLora {
+  int client = 0;
+  double share = 0;  ///< of the average
+  float weight = 1;  ///< Contribution::lora_weight
+  std::vector<float> values;
+};
+
+/// Collective over the group: the counted contributions of all its ranks in the order of the clients, on every rank (on
+/// rank 0 alone with `to_all` false).
+std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,
+                                       std::size_t size, bool to_all = true);
 
 /// Collective over the group: gathers the counted contributions on its rank 0, where the errors are returned (empty
 /// elsewhere).

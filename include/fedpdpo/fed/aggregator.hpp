@@ -14,12 +14,18 @@
 
 namespace fedpdpo {
 
-/// Group of every client; groups are numbered from 0.
-std::vector<int> group_of_clients(GroupKind kind, const Partition& partition);
+bool all_finite(std::span<const float> values);
+
+/// Group of every client at the start; groups are numbered from 0, new clients are in none (-1).
+std::vector<int> group_of_clients(const RunOptions& options, const Partition& partition);
 
 /// Clients of a group that take part in a round (1-based), drawn from (seed, round, group), at least one; ascending.
 std::vector<int> draw_participants(std::span<const int> clients, double participation, std::uint64_t seed, int round,
                                    int group);
+
+/// The same where each client takes part with this probability, alone: what the privacy accountant counts on. May be
+/// nobody. Drawn from (seed, round, client).
+std::vector<int> draw_poisson(std::span<const int> clients, double probability, std::uint64_t seed, int round);
 
 /// One client's result of a round.
 struct Contribution {
@@ -27,6 +33,7 @@ struct Contribution {
   double weight = 0;              ///< n_i, its train pairs
   std::span<const float> values;  ///< y_i over the shared span, on the host
   bool finite = true;             ///< false: left out
+  float lora_weight = 1;          ///< its LoRA's scale over the layout's
 };
 
 /// What a reduction did.
@@ -35,15 +42,23 @@ struct Reduced {
   int num_left_out = 0;
 };
 
+/// How sums are made over a group's ranks.
+struct ReductionPlan {
+  Reduction kind = Reduction::exact;
+  ReductionRoute route = ReductionRoute::flat;
+  int ranks_per_node = 0;  ///< hierarchical: so many consecutive ranks of the world are a node; 0: as MPI sees them
+};
+
 /// The group on this rank.
 class AggregationGroup {
  public:
   /// Collective over `members`, the ranks that host its clients (this one among them).
   AggregationGroup(const Communicator& world, int index, std::span<const int> members, std::vector<int> clients,
-                   std::vector<std::size_t> blocks, Reduction reduction);
+                   std::vector<std::size_t> blocks, ReductionPlan reduction);
 
   int index() const { return index_; }
   std::span<const int> clients() const { return clients_; }
+  std::size_t size() const { return blocks_.back(); }
   const Communicator& communicator() const { return communicator_; }
   /// sum p_i y_i over the finite contributions of all its ranks, p_i = n_i / sum n; collective over the group. With no
   /// finite contribution `average` is left as it is.

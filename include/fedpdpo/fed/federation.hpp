@@ -5,11 +5,14 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "fedpdpo/fed/aggregator.hpp"
 #include "fedpdpo/fed/hosted_clients.hpp"
+#include "fedpdpo/fed/moving_backbone.hpp"
 #include "fedpdpo/fed/options.hpp"
+#include "fedpdpo/fed/personalization.hpp"
 #include "fedpdpo/fed/round_table.hpp"
 #include "fedpdpo/record/run_file.hpp"
 
@@ -44,35 +47,72 @@ class Federation {
  private:
   enum class Stage : std::uint8_t { before_exchange, after_exchange };
 
+  /// A hosted participant's result of the round, as the server gets it.
+  struct Result {
+    HostedClient* client;
+    std::vector<float> values;  // y_i, compressed and clipped where options ask for it
+  };
+
   bool is_evaluated(int round) const;
   std::vector<Phase> phases(int round) const;
-  std::vector<int> participants(const AggregationGroup& group, int round) const;
-  bool participates(int client) const;
   std::vector<Group> private_groups() const;
   void begin_round();
+  void restart_moments(HostedClient& client);
+
+  // groups (federation_groups.cpp)
+  std::vector<int> participants(int round) const;
+  double sampling_rate() const;
+  bool participates(int client) const;
+  AggregationGroup* group_of(int client);
+  void form_groups(std::vector<int> assignment);
+  void regroup(std::vector<int> assignment);
+  std::vector<ServerState> server_states();
+  std::optional<std::vector<int>> wanted_groups(std::span<const Result> results);
+  std::vector<int> cluster_updates(std::span<const Result> results);
+
   bool train_locally();
   bool train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan);
-  bool trains_shared(const Phase& phase) const;
+  bool trains(const Phase& phase, bool shared) const;
+  LocalTrainer::Hooks hooks(const Phase& phase);
+  Phase private_phase(int steps, bool everything) const;
   bool refit();
+
+  // evaluation (federation_evaluate.cpp)
+  void use_backbone_of(int client);
+  EvaluatedModel model_of(const HostedClient& client, std::span<const float> personal_weights);
+  std::optional<Evaluation> evaluate_client(HostedClient& client, Split split);
+  std::optional<Evaluation> evaluate_on(HostedClient& client, std::span<const ClientPair> pairs, bool stoppable);
+  std::vector<float> weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs);
   bool evaluate_all(Point point);
+  FinalMargins gather_margins();
+  CrossEvaluation cross_evaluate();
+  NewClients fit_new_clients();
+
+  // exchange (federation_exchange.cpp)
   void exchange();
+  std::vector<Result> collect_results();
+  bool records_aggregation_error() const;
+  void average_group(AggregationGroup& group, std::span<Result> results, std::span<const float> common);
+  std::vector<float> average_common(std::span<Result> results);
+  std::vector<Contribution> contributions(const AggregationGroup* group, std::span<Result> results) const;
+  void privatize(const AggregationGroup& group, const Reduced& reduced, std::span<float> average) const;
   std::map<std::string, std::vector<float>> average_payloads(const AggregationGroup& group,
-                                                             std::span<const Contribution> own,
-                                                             std::span<HostedClient* const> hosted);
+                                                             std::span<const Contribution> own);
   void upload_server(const AggregationGroup& group);
   void distribute(const AggregationGroup& group);
   LocalStep local_step(ClientState& state, View values, View gradient);
+
+  // record and checkpoint (federation_record.cpp, federation_checkpoint.cpp)
+  ExchangeFacts sent(const HostedClient& client);
   void record(RunFile* run_file);
   void record_aggregation_error();
   void report_progress() const;
-  FinalMargins gather_margins();
   bool any_rank(bool value) const;
   void save();
   void save_or_throw(bool stop);
   void restore();
   std::filesystem::path checkpoint_directory() const;
   std::vector<ClientPair> pooled_pairs() const;
-  AggregationGroup* group_of(int client);
 
   FederationInput in_;
   std::vector<Split> splits_;
@@ -82,18 +122,25 @@ class Federation {
   Policy policy_;
   HostedClients clients_;
   std::unique_ptr<LocalTrainer> trainer_;
+  std::unique_ptr<Personalization> personalization_;       // may be null
+  std::vector<int> assignment_;                            // group of every client, -1: a new client
   std::vector<std::unique_ptr<AggregationGroup>> groups_;  // those of this rank
+  std::unique_ptr<AggregationGroup> everyone_;             // where something is averaged over all groups
+  std::map<int, MovedBackbone> backbones_;                 // by group index, where the method moves them
   std::map<int, Tensor> server_on_device_;                 // by group index
   std::map<int, std::map<std::string, Tensor>> server_state_on_device_;
-  std::vector<ClientPair> pool_;                          // centralized: the pooled train pairs
-  std::map<int, std::vector<double>> aggregation_error_;  // by group index, on the group's rank 0
-  std::map<int, Evaluation> last_test_;                   // by client
-  std::unique_ptr<History> history_;                      // rank 0
+  std::vector<ClientPair> pool_;                                          // centralized: the pooled train pairs
+  std::map<int, std::vector<double>> aggregation_error_;                  // by group index, on the group's rank 0
+  std::map<int, Evaluation> last_test_;                                   // by client
+  std::map<std::pair<int, Split>, std::vector<float>> instance_weights_;  // by client and split, where they are used
+  std::unique_ptr<History> history_;                                      // rank 0
 
   int round_ = 0;
   int serial_ = 0;  // of checkpoints within the round
   Stage stage_ = Stage::before_exchange;
-  std::vector<int> present_;               // participants of the round, hosted here
+  std::vector<int> drawn_;                 // participants of the round, on all ranks
+  std::vector<int> present_;               // those hosted here
+  bool resumed_ = false;                   // drawn_ comes from a checkpoint
   std::map<std::string, double> seconds_;  // of the round, by phase
 };
 

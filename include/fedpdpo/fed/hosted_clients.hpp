@@ -16,6 +16,13 @@ struct HostedClient {
   ClientState state;
   ClientData data;
   std::vector<double> row;  ///< metrics of the round under way
+  int rank = 0;             ///< of its LoRA; 0: the layout's
+  /// What it sent in the round under way.
+  struct Update {
+    std::size_t bytes = 0;         ///< of y_i; without compression fp32
+    double compression_error = 0;  ///< share of the update's norm that compression left out
+    double norm = 0;               ///< of the update, before clipping
+  } update{};
 };
 
 class HostedClients {
@@ -31,7 +38,10 @@ class HostedClients {
   HostedClient* find(int client);
   ClientBuffers& buffers() { return buffers_; }
 
-  /// Copies the shared span to and from the host.
+  /// Gives the client's LoRA a rank of its own, at most the layout's.
+  void set_rank(HostedClient& client, int rank);
+
+  /// Copies the shared span to and from the host; a client with a rank of its own takes so much of it.
   void get_shared(const HostedClient& client, std::span<float> values) const;
   void set_shared(const HostedClient& client, std::span<const float> values);
 

@@ -17,10 +17,20 @@ struct NamedValue {
 
 inline constexpr std::array<NamedValue<PartitionKind>, 3> partition_kind_names{
     {{PartitionKind::dirichlet, "dirichlet"}, {PartitionKind::iid, "iid"}, {PartitionKind::quantity, "quantity"}}};
-inline constexpr std::array<NamedValue<GroupKind>, 2> group_kind_names{
-    {{GroupKind::all, "all"}, {GroupKind::domain, "domain"}}};
+inline constexpr std::array<NamedValue<GroupKind>, 4> group_kind_names{{{GroupKind::all, "all"},
+                                                                        {GroupKind::domain, "domain"},
+                                                                        {GroupKind::clusters, "clusters"},
+                                                                        {GroupKind::agreement, "agreement"}}};
+inline constexpr std::array<NamedValue<PersonalLora>, 4> personal_lora_names{{{PersonalLora::none, "none"},
+                                                                              {PersonalLora::ditto, "ditto"},
+                                                                              {PersonalLora::apfl, "apfl"},
+                                                                              {PersonalLora::feddpa, "feddpa"}}};
+inline constexpr std::array<NamedValue<Compression>, 3> compression_names{
+    {{Compression::none, "none"}, {Compression::int8, "int8"}, {Compression::topk, "topk"}}};
 inline constexpr std::array<NamedValue<Reduction>, 2> reduction_names{
     {{Reduction::exact, "exact"}, {Reduction::fast, "fast"}}};
+inline constexpr std::array<NamedValue<ReductionRoute>, 2> reduction_route_names{
+    {{ReductionRoute::flat, "flat"}, {ReductionRoute::hierarchical, "hierarchical"}}};
 inline constexpr std::array<NamedValue<HeadKind>, 3> head_kind_names{
     {{HeadKind::full, "full"}, {HeadKind::lowrank, "lowrank"}, {HeadKind::frozen, "frozen"}}};
 inline constexpr std::array<NamedValue<BottleneckKind>, 2> bottleneck_kind_names{

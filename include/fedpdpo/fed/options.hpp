@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "fedpdpo/data/partition.hpp"
+#include "fedpdpo/fed/compression.hpp"
+#include "fedpdpo/fed/privacy.hpp"
 #include "fedpdpo/model/adapter_options.hpp"
 #include "fedpdpo/train/losses.hpp"
 #include "fedpdpo/train/optimizer_options.hpp"
@@ -15,8 +17,14 @@
 namespace fedpdpo {
 
 enum class LocalSchedule : std::uint8_t { joint, alternate };
-enum class GroupKind : std::uint8_t { all, domain };
+enum class GroupKind : std::uint8_t {
+  all,
+  domain,     ///< by data file
+  clusters,   ///< so many, by the direction of the first updates or by given labels
+  agreement,  ///< as many as there are conflicting directions, found anew every round
+};
 enum class Reduction : std::uint8_t { exact, fast };
+enum class ReductionRoute : std::uint8_t { flat, hierarchical };
 enum class Precision : std::uint8_t { fp32, bf16 };
 enum class Resume : std::uint8_t { none, automatic };
 
@@ -32,13 +40,24 @@ struct RunOptions {
   int batch = 8;             ///< pairs per step
   double participation = 1;  ///< <= 1: share of the clients; > 1: so many; drawn from (seed, round)
   GroupKind groups = GroupKind::all;
+  int num_clusters = 0;             ///< of clusters
+  std::vector<int> cluster_labels;  ///< clusters: group of every client; empty: found
+  double agreement_errors = 3;      ///< agreement: GroupingRule::errors
   Reduction reduce = Reduction::exact;
+  ReductionRoute reduce_route = ReductionRoute::flat;
+  int ranks_per_node = 0;        ///< hierarchical: so many consecutive ranks are a node; 0: as MPI sees the nodes
   double prox_mu = 0.01;         ///< fedprox
   double server_lr = 1;          ///< fedavgm, fedadagrad, fedyogi, fedadam: eta
   double server_momentum = 0.9;  ///< the same: beta1
   double server_beta2 = 0.99;    ///< fedyogi, fedadam
   double server_tau = 1e-3;      ///< fedadagrad, fedyogi, fedadam: adaptivity
-  int refit = 0;                 ///< private-only steps after averaging, before the `after` evaluation
+  PrivacyOptions privacy;
+  CompressionOptions compression;
+  std::vector<int> lora_ranks;  ///< flora: LoRA ranks, dealt to the clients in turn; empty: --lora-rank for all
+  double personal_prox = 0.1;   ///< --personal-lora ditto
+  double personal_mix = 0.5;    ///< --personal-lora apfl
+  int personal_samples = 32;    ///< --personal-lora feddpa
+  int refit = 0;                ///< private-only steps after averaging, before the `after` evaluation
   // local training
   AdapterOptions adapter;
   LossOptions loss;
@@ -54,6 +73,9 @@ struct RunOptions {
   // output
   int eval_every = 1;
   std::string eval_splits = "validation,test";
+  int aggregation_error_every = 1;  ///< rounds; 0: never
+  bool cross_eval = false;          ///< at the end, every client's model on every client's test pairs
+  int new_client_steps = 16;        ///< steps for which clients that never trained fit their private modules
   int checkpoint_every = 0;
   std::filesystem::path checkpoint_dir;  ///< default: OUT without .h5, plus ".ckpt"
   Resume resume = Resume::none;

@@ -23,6 +23,8 @@ struct MethodInfo {
 
 /// All methods, in the order of their registration.
 const std::vector<MethodInfo>& methods();
+/// Adds a method from outside of src/fed (a program of one's own, a test), before the command line is read.
+void register_method(MethodInfo method);
 /// The method of that name, or nullptr.
 const MethodInfo* find_method(std::string_view name);
 

@@ -2,6 +2,7 @@
 // the history as /clients/<path>[round, client] and, averaged or summed over the clients, /rounds/<path>[round].
 #pragma once
 
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,13 @@ namespace fedpdpo {
 
 enum class Point : std::uint8_t { before, after };  ///< of evaluation: before or after the exchange
 
+/// What a client sent and received in a round.
+struct ExchangeFacts {
+  double bytes_up = 0, bytes_down = 0;
+  double update_norm = std::numeric_limits<double>::quiet_NaN();        ///< of y_i - x as sent, before clipping
+  double compression_error = std::numeric_limits<double>::quiet_NaN();  ///< share of its norm that was left out
+};
+
 class RoundTable {
  public:
   /// `splits`: which are evaluated, e.g. {validation, test}.
@@ -27,8 +35,9 @@ class RoundTable {
   /// Where the model is the same at both points.
   void copy_evaluation(std::vector<double>& row, Point from, Point to) const;
   /// What local training did; a client that did not take part has participated = 0 and NaN losses.
-  void set_training(std::vector<double>& row, const RoundSums& sums, bool participated, double bytes_up,
-                    double bytes_down) const;
+  void set_training(std::vector<double>& row, const RoundSums& sums, bool participated) const;
+  /// `group`: the client's aggregation group after the exchange.
+  void set_exchange(std::vector<double>& row, int group, const ExchangeFacts& facts) const;
   /// The value of a column ("test/after/accuracy") in a row.
   double get(std::span<const double> row, std::string_view path) const;
 
@@ -39,7 +48,7 @@ class RoundTable {
               int round, int num_clients, History* history) const;
 
  private:
-  enum class Total : std::uint8_t { mean, sum };
+  enum class Total : std::uint8_t { mean, sum, none };
   struct Column {
     std::string path, units, description;
     Total total;

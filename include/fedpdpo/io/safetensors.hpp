@@ -63,8 +63,7 @@ struct TensorToWrite {
 /// Convenience: a one-dimensional (or shaped) tensor over a span of float, double, std::int64_t,
 /// std::uint64_t, std::uint32_t, std::int32_t or std::uint8_t.
 template <class T>
-TensorToWrite tensor_to_write(std::string name, std::span<const T> values,
-                              std::vector<std::int64_t> shape = {});
+TensorToWrite tensor_to_write(std::string name, std::span<const T> values, std::vector<std::int64_t> shape = {});
 
 /// Writes all tensors in the given order, the first one 8-byte aligned, and returns the SHA-256 of the file.
 /// All or nothing, as write_file_atomically, but streamed: no second copy of the data in memory.

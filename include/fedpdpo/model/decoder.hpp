@@ -17,12 +17,19 @@
 
 namespace fedpdpo {
 
+/// Weights of LoRA's outputs by row of the batch, (1, T) on the device. Views without data: the pass's adapter counts
+/// in full, the other one not at all. With `personal` (evaluation alone) both count.
+struct LoraWeights {
+  ConstView shared, personal;
+};
+
 /// What the decoder reads of a packed batch (data/packing.hpp).
 struct BatchView {
   std::span<const std::int32_t> tokens;     // (T)
   std::span<const std::int32_t> positions;  // (T)
   AttentionPlan attention;
   std::span<const MemberRows> members;
+  LoraWeights lora_weights{};
 
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()); }
 };
@@ -31,6 +38,7 @@ struct BatchView {
 struct CohortParameters {
   const float* values = nullptr;
   std::int64_t slot_stride = 0;
+  Adapter adapter = Adapter::shared;  ///< the LoRA that a pass runs with and trains
 };
 
 /// Gradients in the same places; `write` says what the first writer of an element does.
@@ -41,6 +49,7 @@ struct CohortGradients {
   std::array<bool, num_groups> wanted{};  ///< by Group; the others are neither computed nor touched
 
   bool wants(Group group) const { return wanted[static_cast<std::size_t>(group)]; }
+  bool wants_lora(Adapter adapter) const { return wants(group_a(adapter)) || wants(group_b(adapter)); }
 };
 
 /// Dropout on the input of LoRA's A, one stream per member of the batch; p = 0 for none.
@@ -59,6 +68,9 @@ class Decoder {
  public:
   /// All arguments outlive the decoder.
   Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout);
+
+  /// Other weights of the same shapes for the passes to come (a backbone that moves); they outlive their use.
+  void use_weights(const Weights& weights) { weights_ = &weights; }
 
   /// Final normed hidden states (T, d), valid until the next call. Buffers grow to the largest batch seen and are then
   /// reused.
@@ -82,6 +94,8 @@ class Decoder {
   void norm(ConstView x, ConstView w, ConstView b, View y);
   void norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, Write mode);
   void activate(ConstView up, View y);
+  void lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights, int layer,
+                 Block block, ConstView input, View u, View y);
   void lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                     Block block, LayerBuffers& buffers, ConstView x, View y);
   void lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
@@ -95,7 +109,7 @@ class Decoder {
 
   Backend& backend_;
   const ModelConfig& config_;
-  const Weights& weights_;
+  const Weights* weights_;
   const ParameterLayout& layout_;
   AttentionShape attention_shape_;
 

@@ -16,12 +16,16 @@
 
 namespace fedpdpo {
 
-enum class Group : std::uint8_t { lora_a, lora_b, bottleneck, head, reward };
-inline constexpr int num_groups = 5;
+enum class Group : std::uint8_t { lora_a, lora_b, bottleneck, head, reward, personal_a, personal_b };
+inline constexpr int num_groups = 7;
 std::string_view group_name(Group group);
+/// The groups of an adapter's factors A and B.
+constexpr Group group_a(Adapter adapter) { return adapter == Adapter::shared ? Group::lora_a : Group::personal_a; }
+constexpr Group group_b(Adapter adapter) { return adapter == Adapter::shared ? Group::lora_b : Group::personal_b; }
 
 struct Parameter {
-  std::string name;  ///< PEFT's name for LoRA, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight"
+  std::string name;  ///< PEFT's name for LoRA, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight"; the personal
+                     ///< one's ends in "lora_A.personal.weight"
   Group group = Group::lora_a;
   std::int64_t rows = 0, cols = 0;
   std::size_t offset = 0;
@@ -36,9 +40,13 @@ struct ParameterRange {
 
 /// A LoRA site: columns [begin, end) of a block's output.
 struct LoraSite {
-  int a = -1, b = -1;               ///< indices of its Parameters
+  int a = -1, b = -1;  ///< indices of its Parameters
+  int personal_a = -1, personal_b = -1;
   std::int32_t begin = 0, end = 0;  ///< columns of the block's output
   std::int32_t u_begin = 0;         ///< first column of its A x in the block's (T, sites * r)
+
+  int a_of(Adapter adapter) const { return adapter == Adapter::shared ? a : personal_a; }
+  int b_of(Adapter adapter) const { return adapter == Adapter::shared ? b : personal_b; }
 };
 
 class ParameterLayout {
@@ -68,8 +76,9 @@ class ParameterLayout {
   ConstClientMatrix matrix(int index, const float* base, std::int64_t slot_stride) const;
   ClientMatrix matrix(int index, float* base, std::int64_t slot_stride) const;
   /// The A matrices of a block's sites as one (sites * r, K) matrix.
-  ConstClientMatrix stacked_a(int layer, Block block, const float* base, std::int64_t slot_stride) const;
-  ClientMatrix stacked_a(int layer, Block block, float* base, std::int64_t slot_stride) const;
+  ConstClientMatrix stacked_a(int layer, Block block, Adapter adapter, const float* base,
+                              std::int64_t slot_stride) const;
+  ClientMatrix stacked_a(int layer, Block block, Adapter adapter, float* base, std::int64_t slot_stride) const;
 
   // Indices of the private modules' parameters, -1 where absent.
   int bottleneck_down = -1, bottleneck_bias = -1, bottleneck_up = -1, bottleneck_gate = -1;
@@ -78,11 +87,18 @@ class ParameterLayout {
 
   /// Values at the start: A and D Kaiming-uniform as PEFT and torch.nn.Linear draw them (bound 1 / sqrt(fan_in)), B, U,
   /// Q, reward and gate 0, H the pretrained head (V, d). LoRA is drawn from (seed) alone, so that every client starts
-  /// at the same point; private modules from (seed, client).
+  /// at the same point, and the personal LoRA where the shared one starts; private modules from (seed, client).
   void initialize(std::uint64_t seed, int client, ConstView pretrained_head, std::span<float> values) const;
+  /// The shared LoRA's start alone, drawn anew for a round (0: the run's start); `values` is over all trainables or
+  /// over the shared span.
+  void restart_lora(std::uint64_t seed, int round, std::span<float> values) const;
+  /// Gives the shared LoRA in `values` the rank `rank` <= r: rows of A and columns of B behind it become zero, and stay
+  /// so in training.
+  void truncate_rank(int rank, std::span<float> values) const;
 
  private:
   int add(std::string name, Group group, std::int64_t rows, std::int64_t cols);
+  void draw_lora(std::uint64_t seed, int round, const Parameter& p, std::span<float> part) const;
 
   AdapterOptions options_;
   std::vector<Parameter> parameters_;

@@ -37,7 +37,7 @@ class StateFile {
  private:
   void add(TensorToWrite tensor);
 
-  std::vector<TensorToWrite> tensors_;  // over the caller's memory, or over owned_
+  std::vector<TensorToWrite> tensors_;                                // over the caller's memory, or over owned_
   std::vector<std::shared_ptr<const std::vector<std::byte>>> owned_;  // shared, so that copies stay valid
   std::map<std::string, std::string> texts_;
 };

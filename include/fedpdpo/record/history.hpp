@@ -14,13 +14,11 @@ namespace fedpdpo {
 struct Series {
   std::string units;
   std::string description;
-  std::size_t width = 1;        ///< 1: (R + 1), but (R + 1, 1) below /clients; else (R + 1, width)
-  std::vector<double> values;   ///< row-major
+  std::size_t width = 1;       ///< 1: (R + 1), but (R + 1, 1) below /clients; else (R + 1, width)
+  std::vector<double> values;  ///< row-major
 
   std::span<double> row(std::size_t round) { return std::span(values).subspan(round * width, width); }
-  std::span<const double> row(std::size_t round) const {
-    return std::span(values).subspan(round * width, width);
-  }
+  std::span<const double> row(std::size_t round) const { return std::span(values).subspan(round * width, width); }
 };
 
 class History {

@@ -24,6 +24,20 @@ struct FinalMargins {
   std::vector<double> margin, margin_implicit, margin_explicit;
 };
 
+/// Test accuracy of every client's final model on every client's test pairs: (C, C), row-major, model by data.
+struct CrossEvaluation {
+  std::size_t num_clients = 0;
+  std::vector<double> accuracy;
+};
+
+/// Clients that never trained, at the end of the run: by client, test accuracy with what the server gives (LoRA alone)
+/// and after fitting their private modules.
+struct NewClients {
+  int steps = 0;  ///< of fitting
+  std::vector<std::int32_t> client, group;
+  std::vector<double> accuracy_received, accuracy_fitted, loss_fitted;
+};
+
 class RunFile {
  public:
   /// `path` is the final name.
@@ -38,6 +52,8 @@ class RunFile {
   /// /rounds/round and every series of the history.
   void write_history(const History& history);
   void write_final(const FinalMargins& margins);
+  void write_cross(const CrossEvaluation& cross);
+  void write_new_clients(const NewClients& clients);
 
   /// Saves PATH.partial with status "running".
   void flush();

@@ -45,6 +45,7 @@ struct RoundSums {
 struct ClientState {
   int client = 0;
   std::int32_t slot = 0;  ///< in the rank's buffers
+  float lora_weight = 1;  ///< its LoRA's scale over the layout's: r / r_k where it has a rank of its own
   std::array<std::int64_t, num_groups> adam_steps{};
   std::int64_t pairs_drawn = 0;  ///< position in the endless shuffled list of its train pairs
   int steps_done = 0;            ///< local steps of the present round
@@ -62,7 +63,9 @@ class ClientBuffers {
   View values(const ClientState& client) const { return row(values_, client); }
   View first_moment(const ClientState& client) const { return row(first_, client); }
   View second_moment(const ClientState& client) const { return row(second_, client); }
-  CohortParameters parameters() const { return {values_.view().f32(), stride_}; }
+  CohortParameters parameters(Adapter adapter = Adapter::shared) const {
+    return {values_.view().f32(), stride_, adapter};
+  }
   std::size_t bytes() const { return values_.bytes() + first_.bytes() + second_.bytes(); }
 
  private:

@@ -20,6 +20,7 @@ namespace fedpdpo {
 struct Phase {
   int steps = 0;
   std::vector<Group> trainable;
+  Adapter adapter = Adapter::shared;  ///< the LoRA that the model runs with
 };
 
 struct TrainerOptions {
@@ -53,12 +54,24 @@ class LocalTrainer {
 
   /// One local step of the members (one, unless there are several gradient slots), in a round (1-based; it keys the
   /// learning rate and dropout).
-  void step(std::span<const Member> members, int round, std::span<const Group> trainable, const Hooks& hooks);
+  void step(std::span<const Member> members, int round, std::span<const Group> trainable, const Hooks& hooks,
+            Adapter adapter = Adapter::shared);
 
  private:
+  /// A pass of a step: which pairs of which member's batch each pair of `packed_` is.
+  struct PassPairs {
+    std::vector<std::size_t> owner, index;
+  };
+  using Cuts = std::vector<std::vector<std::size_t>>;  ///< by member, into its batch
+
   void draw_batch(const Member& member, std::vector<ClientPair>& batch);
+  PassPairs pack_pass(std::span<const Member> members, const Cuts& cuts, std::size_t pass);
+  /// Of each member's whole batch, whatever the cuts and the other members.
+  std::vector<BatchStatistics> statistics(std::span<const Member> members, const Cuts& cuts, std::size_t num_passes,
+                                          Adapter adapter);
   void apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks);
   View gradient(const ClientState& client) const;
+  RowWeights lora_weights(std::span<const Member> members) const;
 
   Backend& backend_;
   const PairSet& pairs_;
@@ -87,10 +100,23 @@ struct Evaluation {
   double log_prob_chosen = 0, log_prob_rejected = 0, kl_to_reference = 0;
 };
 
-/// Scores a list of pairs with a client's present model. A pair counts as right where its margin is positive, as half
-/// right where it is exactly 0. nullopt if `stop` became true on the way.
-std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
-                                   std::int32_t slot, const LossOptions& loss, std::span<const ClientPair> pairs,
-                                   int micro_rows, const std::function<bool()>& stop);
+/// A client's present model, to be evaluated.
+struct EvaluatedModel {
+  CohortParameters parameters;
+  std::int32_t slot = 0;
+  float lora_weight = 1;
+  /// By pair: the personal LoRA's output counts so much, the shared one's the rest of 1; empty: one LoRA alone.
+  std::span<const float> personal_weights{};
+};
+
+/// Scores a list of pairs. A pair counts as right where its margin is positive, as half right where it is exactly 0. A
+/// loss's batch is the whole list. nullopt if `stop` became true on the way.
+std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const EvaluatedModel& model,
+                                   const LossOptions& loss, std::span<const ClientPair> pairs, int micro_rows,
+                                   const std::function<bool()>& stop);
+
+/// Policy::pair_embeddings of a list of pairs, (pairs, d).
+std::vector<float> embed_pairs(const PairSet& set, Policy& policy, const CohortParameters& parameters,
+                               std::int32_t slot, std::span<const ClientPair> pairs, int micro_rows);
 
 }  // namespace fedpdpo

@@ -10,7 +10,7 @@ enum class Moments : std::uint8_t { keep, reset };  ///< of Adam, from one round
 
 struct OptimizerOptions {
   double lr_shared = 1e-3;   ///< LoRA, whether it travels or not
-  double lr_private = 1e-3;  ///< bottleneck, LLM head, reward head
+  double lr_private = 1e-3;  ///< bottleneck, LLM head, reward head, personal LoRA
   double weight_decay = 0;
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   double clip = 1.0;  ///< largest norm of a client's gradient; 0: no clipping

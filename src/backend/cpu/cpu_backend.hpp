@@ -31,6 +31,7 @@ class CpuBackend final : public Backend {
   void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) override;
   void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override;
   void do_axpy(float alpha, ConstView x, View y, Write mode) override;
+  void do_scale_rows(ConstView weights, View x) override;
   void do_gather_rows(ConstView x, ConstView rows, View y) override;
   void do_scatter_add_rows(ConstView x, ConstView rows, View y) override;
   void do_linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) override;
@@ -59,7 +60,7 @@ class CpuBackend final : public Backend {
   void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) override;
   void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override;
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) override;
-  double do_squared_norm(ConstView x) override;
+  double do_dot(ConstView x, ConstView y) override;
 
   /// body(begin, end) over rows; elements says how much work a row is.
   template <class Body>

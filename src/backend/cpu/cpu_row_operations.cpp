@@ -123,6 +123,11 @@ void CpuBackend::do_axpy(float alpha, ConstView x, View y, Write mode) {
   }
 }
 
+void CpuBackend::do_scale_rows(ConstView weights, View x) {
+  over_rows(x.rows, x.cols,
+            [&](std::int64_t b, std::int64_t e) { cpu::scale_rows(weights.f32() + b, x.row_range(b, e)); });
+}
+
 void CpuBackend::do_gather_rows(ConstView x, ConstView rows, View y) {
   check_indices(rows, x.rows, "gather_rows: row outside of x");
   over_rows(y.rows, y.cols, [&](std::int64_t begin, std::int64_t end) {
@@ -254,17 +259,19 @@ void CpuBackend::do_adamw(const AdamW& options, View values, ConstView gradients
   }
 }
 
-double CpuBackend::do_squared_norm(ConstView x) {
+double CpuBackend::do_dot(ConstView x, ConstView y) {
   // Blocks of one length, added in order: the same bits for any number of threads.
   constexpr std::int64_t kBlock = 4096;
-  const std::int64_t length = x.contiguous() ? x.size() : x.cols;
-  const std::int64_t rows = x.contiguous() ? 1 : x.rows;
+  const bool flat = x.contiguous() && y.contiguous();
+  const std::int64_t length = flat ? x.size() : x.cols;
+  const std::int64_t rows = flat ? 1 : x.rows;
   const std::int64_t per_row = (length + kBlock - 1) / kBlock;
   double* sums = partial_sums_.get(static_cast<std::size_t>(rows * per_row));
   parallel_ranges(num_threads_, rows * per_row, rows * length, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = i / per_row, first = i % per_row * kBlock;
-      sums[i] = sum_of_squares(x.f32() + row * x.stride + first, std::min(kBlock, length - first));
+      sums[i] = sum_of_products(x.f32() + row * x.stride + first, y.f32() + row * y.stride + first,
+                                std::min(kBlock, length - first));
     }
   });
   double total = 0;

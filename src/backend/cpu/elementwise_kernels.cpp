@@ -1,5 +1,5 @@
-// Kernels that move or combine rows element by element: fill, bf16 conversion, axpy, bias, column sums, the gate
-// z = (1 - g) h + g a, and rotary position embedding.
+// Kernels that move or combine rows element by element: fill, bf16 conversion, axpy, scaled rows, bias, column sums,
+// the gate z = (1 - g) h + g a, and rotary position embedding.
 #include <bit>
 #include <cstring>
 
@@ -51,6 +51,15 @@ void Axpy(float alpha, ConstView x, View y, Write mode) {
       for_columns(x.cols,
                   [&](auto io, std::int64_t c) HWY_ATTR { io.store(hn::Mul(scale, io.load(x_row + c)), y_row + c); });
     }
+  }
+}
+
+void ScaleRows(const float* weights, View x) {
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    const Vec weight = splat(weights[t]);
+    float* row = x.f32() + t * x.stride;
+    for_columns(x.cols,
+                [&](auto io, std::int64_t c) HWY_ATTR { io.store(hn::Mul(weight, io.load(row + c)), row + c); });
   }
 }
 
@@ -141,6 +150,7 @@ HWY_EXPORT(Fill);
 HWY_EXPORT(WidenBf16);
 HWY_EXPORT(RoundToBf16);
 HWY_EXPORT(Axpy);
+HWY_EXPORT(ScaleRows);
 HWY_EXPORT(AddBias);
 HWY_EXPORT(ColumnSum);
 HWY_EXPORT(Gate);
@@ -153,6 +163,7 @@ void round_to_bf16(const float* x, std::int64_t count, std::uint16_t* y) {
   HWY_DYNAMIC_DISPATCH(RoundToBf16)(x, count, y);
 }
 void axpy(float alpha, ConstView x, View y, Write mode) { HWY_DYNAMIC_DISPATCH(Axpy)(alpha, x, y, mode); }
+void scale_rows(const float* weights, View x) { HWY_DYNAMIC_DISPATCH(ScaleRows)(weights, x); }
 void add_bias(ConstView b, View y) { HWY_DYNAMIC_DISPATCH(AddBias)(b, y); }
 void column_sum(ConstView x, View d_b, Write mode) { HWY_DYNAMIC_DISPATCH(ColumnSum)(x, d_b, mode); }
 void gate(ConstView h, ConstView a, ConstView g, View z) { HWY_DYNAMIC_DISPATCH(Gate)(h, a, g, z); }

@@ -30,6 +30,7 @@ void widen_bf16(const std::uint16_t* x, std::int64_t count, float* y);
 /// To the nearest, ties to even; NaN stays NaN.
 void round_to_bf16(const float* x, std::int64_t count, std::uint16_t* y);
 void axpy(float alpha, ConstView x, View y, Write mode);
+void scale_rows(const float* weights, View x);
 void add_bias(ConstView b, View y);
 void column_sum(ConstView x, View d_b, Write mode);
 void gate(ConstView h, ConstView a, ConstView g, View z);
@@ -41,8 +42,8 @@ void rotate(const std::int32_t* positions, ConstView cos, ConstView sin, std::in
 
 // optimizer_kernels.cpp
 void adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment);
-/// Sum of squares of consecutive elements in double.
-double sum_of_squares(const float* x, std::int64_t count);
+/// Of consecutive elements, in double.
+double sum_of_products(const float* x, const float* y, std::int64_t count);
 
 // dropout_kernels.cpp
 void dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode);

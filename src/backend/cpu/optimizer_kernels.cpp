@@ -1,5 +1,5 @@
 // AdamW as torch.optim.AdamW: p <- p (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2;
-// p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps). And the sum of squares for clipping.
+// p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps). And the sum of products: the squared norm for clipping.
 #include <cmath>
 
 #include "cpu/kernels.hpp"
@@ -51,24 +51,21 @@ void AdamWSweep(const AdamWFactors& f, View values, ConstView gradients, View fi
   }
 }
 
-double SumOfSquares(const float* x, std::int64_t count) {
+double SumOfProducts(const float* x, const float* y, std::int64_t count) {
   const hn::ScalableTag<double> d;
   const hn::Rebind<float, decltype(d)> half;
   constexpr std::int64_t kStep = HWY_LANES(double);
+  const auto load = [&](const float* p) HWY_ATTR { return hn::PromoteTo(d, hn::LoadU(half, p)); };
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
   std::int64_t i = 0;
   for (; i + 4 * kStep <= count; i += 4 * kStep) {
-    const auto v0 = hn::PromoteTo(d, hn::LoadU(half, x + i));
-    const auto v1 = hn::PromoteTo(d, hn::LoadU(half, x + i + kStep));
-    const auto v2 = hn::PromoteTo(d, hn::LoadU(half, x + i + 2 * kStep));
-    const auto v3 = hn::PromoteTo(d, hn::LoadU(half, x + i + 3 * kStep));
-    s0 = hn::MulAdd(v0, v0, s0);
-    s1 = hn::MulAdd(v1, v1, s1);
-    s2 = hn::MulAdd(v2, v2, s2);
-    s3 = hn::MulAdd(v3, v3, s3);
+    s0 = hn::MulAdd(load(x + i), load(y + i), s0);
+    s1 = hn::MulAdd(load(x + i + kStep), load(y + i + kStep), s1);
+    s2 = hn::MulAdd(load(x + i + 2 * kStep), load(y + i + 2 * kStep), s2);
+    s3 = hn::MulAdd(load(x + i + 3 * kStep), load(y + i + 3 * kStep), s3);
   }
   double sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
-  for (; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);
   return sum;
 }
 
@@ -79,7 +76,7 @@ HWY_AFTER_NAMESPACE();
 namespace fedpdpo::cpu {
 
 HWY_EXPORT(AdamWSweep);
-HWY_EXPORT(SumOfSquares);
+HWY_EXPORT(SumOfProducts);
 
 void adamw(const AdamW& o, View values, ConstView gradients, View first_moment, View second_moment) {
   const auto step = static_cast<double>(o.step);
@@ -100,7 +97,9 @@ void adamw(const AdamW& o, View values, ConstView gradients, View first_moment, 
    values, gradients, first_moment, second_moment);
 }
 
-double sum_of_squares(const float* x, std::int64_t count) { return HWY_DYNAMIC_DISPATCH(SumOfSquares)(x, count); }
+double sum_of_products(const float* x, const float* y, std::int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(SumOfProducts)(x, y, count);
+}
 
 }  // namespace fedpdpo::cpu
 #endif

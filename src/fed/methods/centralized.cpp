@@ -11,4 +11,7 @@ std::vector<Group> Centralized::shared_groups() const {
 
 DataScope Centralized::data_scope() const { return DataScope::pooled; }
 
+/// The pairs lie in one place: nothing travels in a round.
+Traffic Centralized::traffic(const TrafficRound&) const { return {}; }
+
 }  // namespace fedpdpo

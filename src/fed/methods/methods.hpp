@@ -28,6 +28,7 @@ class Centralized : public FederatedMethod {
  public:
   std::vector<Group> shared_groups() const override;
   DataScope data_scope() const override;
+  Traffic traffic(const TrafficRound& round) const override;
 };
 
 class FedProx : public FedAvg {
@@ -45,7 +46,7 @@ class Scaffold : public FedAvg {
   void finish_local(const LocalStep& step) const override;
   std::vector<std::string> payloads() const override { return {"control_change"}; }
   void update_server(ServerState& server, const ServerRound& round) const override;
-  Traffic traffic(const ParameterLayout& layout, int round) const override;
+  Traffic traffic(const TrafficRound& round) const override;
 };
 
 class FedAvgM : public FedAvg {
@@ -86,7 +87,32 @@ class RoLora : public FedAvg {
  public:
   std::vector<Phase> plan_round(int round, std::vector<Phase> scheduled) const override;
   void update_server(ServerState& server, const ServerRound& round) const override;
-  Traffic traffic(const ParameterLayout& layout, int round) const override;
+  Traffic traffic(const TrafficRound& round) const override;
+  std::string refuses(Feature feature) const override;
+};
+
+class FedExLora : public FedAvg {
+ public:
+  bool moves_backbone() const override { return true; }
+  void move_backbone(ServerState& server, const ServerRound& round,
+                     std::span<const WeightedLora> clients) const override;
+  Traffic traffic(const TrafficRound& round) const override;
+};
+
+class FLoRa : public FedAvg {
+ public:
+  void update_server(ServerState& server, const ServerRound& round) const override;
+  bool moves_backbone() const override { return true; }
+  void move_backbone(ServerState& server, const ServerRound& round,
+                     std::span<const WeightedLora> clients) const override;
+  std::vector<Group> restarted_groups() const override;
+  std::string refuses(Feature feature) const override;
+  Traffic traffic(const TrafficRound& round) const override;
+};
+
+class FedConcord : public FedAvg {
+ public:
+  std::vector<Group> common_groups() const override;
 };
 
 class FedAvgFt : public FedAvg {

@@ -24,9 +24,14 @@ void RoLora::update_server(ServerState& server, const ServerRound& round) const 
               server.values.begin() + static_cast<std::ptrdiff_t>(range.begin));
 }
 
-Traffic RoLora::traffic(const ParameterLayout& layout, int round) const {
-  const std::size_t half = layout.range(trained_group(round)).size();
+Traffic RoLora::traffic(const TrafficRound& round) const {
+  const std::size_t half = round.layout.range(trained_group(round.round)).size();
   return {half, half};
+}
+
+std::string RoLora::refuses(Feature feature) const {
+  if (feature == Feature::compression) return "it sends A and B in turn, so that nothing is sent later";
+  return FedAvg::refuses(feature);
 }
 
 }  // namespace fedpdpo

@@ -38,8 +38,8 @@ void Scaffold::update_server(ServerState& server, const ServerRound& round) cons
     c[i] = static_cast<float>(static_cast<double>(c[i]) + share * static_cast<double>(mean[i]));
 }
 
-Traffic Scaffold::traffic(const ParameterLayout& layout, int) const {
-  return {2 * layout.shared_size(), 2 * layout.shared_size()};
+Traffic Scaffold::traffic(const TrafficRound& round) const {
+  return {2 * round.layout.shared_size(), 2 * round.layout.shared_size()};
 }
 
 }  // namespace fedpdpo

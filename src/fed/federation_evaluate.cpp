@@ -1,0 +1,230 @@
+// The round loop: evaluation, in the rounds and at the end.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/federation.hpp"
+#include "fedpdpo/fed/stop_signal.hpp"
+#include "phase_timer.hpp"
+
+namespace fedpdpo {
+namespace {
+
+/// Rows of numbers of every rank, each behind its client and its length, by client on rank 0.
+std::map<int, std::vector<double>> gather_by_client(const Communicator& world, std::span<const double> own) {
+  std::map<int, std::vector<double>> by_client;
+  for (const auto& bytes : world.gather(std::as_bytes(own), 0)) {
+    std::vector<double> numbers(bytes.size() / sizeof(double));
+    if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    for (std::size_t at = 0; at < numbers.size();) {
+      const auto n = static_cast<std::size_t>(numbers[at + 1]);
+      const auto begin = numbers.begin() + static_cast<std::ptrdiff_t>(at) + 2;
+      by_client[static_cast<int>(numbers[at])].assign(begin, begin + static_cast<std::ptrdiff_t>(n));
+      at += 2 + n;
+    }
+  }
+  return by_client;
+}
+
+}  // namespace
+
+/// The weights that a client's passes run on: its group's, where the method moves them.
+void Federation::use_backbone_of(int client) {
+  if (!in_.method.moves_backbone()) return;
+  const AggregationGroup* group = group_of(client);
+  const auto found = group ? backbones_.find(group->index()) : backbones_.end();
+  policy_.use_backbone(found == backbones_.end() ? in_.weights : found->second.weights());
+}
+
+EvaluatedModel Federation::model_of(const HostedClient& client, std::span<const float> personal_weights) {
+  const Adapter adapter = personalization_ ? Adapter::personal : Adapter::shared;
+  return {clients_.buffers().parameters(adapter), client.state.slot, client.state.lora_weight, personal_weights};
+}
+
+/// How much a client's personal LoRA counts for each of these pairs; empty where it is not asked.
+std::vector<float> Federation::weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs) {
+  if (!personalization_ || !personalization_->weighs_instances()) return {};
+  policy_.use_backbone(in_.weights);
+  const auto embed = [&](std::span<const ClientPair> list) {
+    return embed_pairs(in_.pairs, policy_, clients_.buffers().parameters(), client.state.slot, list,
+                       in_.options.micro_rows);
+  };
+  // A client's pairs lie in shuffled order: the first ones are a sample.
+  const std::span<const ClientPair> train = client.data.of(Split::train);
+  const auto samples = std::min(train.size(), static_cast<std::size_t>(in_.options.personal_samples));
+  return instance_weights(embed(pairs), embed(train.first(samples)), static_cast<std::size_t>(in_.config.hidden_size));
+}
+
+std::optional<Evaluation> Federation::evaluate_on(HostedClient& client, std::span<const ClientPair> pairs,
+                                                  bool stoppable) {
+  const std::vector<float> weights = weigh_instances(client, pairs);
+  use_backbone_of(client.state.client);
+  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, in_.options.micro_rows,
+                  stoppable ? stop_requested : nullptr);
+}
+
+/// A client's present model on its own pairs of a split; nullopt where a signal stopped it.
+std::optional<Evaluation> Federation::evaluate_client(HostedClient& client, Split split) {
+  const std::vector<ClientPair>& pairs = client.data.of(split);
+  // The bare backbone and the pairs never change, so neither do the weights.
+  const auto [found, is_new] = instance_weights_.try_emplace({client.state.client, split});
+  if (is_new) found->second = weigh_instances(client, pairs);
+  use_backbone_of(client.state.client);
+  return evaluate(in_.pairs, policy_, model_of(client, found->second), loss_, pairs, in_.options.micro_rows,
+                  stop_requested);
+}
+
+bool Federation::evaluate_all(Point point) {
+  if (!is_evaluated(round_)) return true;
+  PhaseTimer timer(seconds_["evaluate"]);
+  const bool pooled = in_.method.data_scope() == DataScope::pooled;
+  // Without an exchange (and without refit) the model is the same at both points; the pooled model is everybody's only
+  // after it.
+  const bool same = round_ == 0 || pooled || (layout_.shared_size() == 0 && in_.options.refit == 0);
+  if (same && point == Point::before) return true;
+  for (HostedClient& client : clients_.all()) {
+    if (!group_of(client.state.client)) continue;
+    for (Split split : splits_) {
+      const auto evaluation = evaluate_client(client, split);
+      if (!evaluation) return false;
+      table_.set_evaluation(client.row, split, point, *evaluation);
+      if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;
+    }
+    if (same) table_.copy_evaluation(client.row, Point::after, Point::before);
+  }
+  return true;
+}
+
+FinalMargins Federation::gather_margins() {
+  FinalMargins margins;
+  if (std::find(splits_.begin(), splits_.end(), Split::test) == splits_.end()) return margins;
+  std::vector<double> own;
+  for (HostedClient& client : clients_.all()) {
+    if (!group_of(client.state.client)) continue;
+    // After a resume at the very end nothing was evaluated in this process.
+    if (!last_test_.contains(client.state.client))
+      last_test_[client.state.client] = *evaluate_on(client, client.data.of(Split::test), false);
+    const Evaluation& e = last_test_[client.state.client];
+    own.push_back(client.state.client);
+    own.push_back(static_cast<double>(3 * e.margin.size()));
+    for (const auto* list : {&e.margin, &e.margin_implicit, &e.margin_explicit})
+      own.insert(own.end(), list->begin(), list->end());
+  }
+  for (const auto& [client, numbers] : gather_by_client(in_.world, own)) {
+    const auto& pairs =
+        in_.partition.clients[static_cast<std::size_t>(client)].pairs[static_cast<std::size_t>(Split::test)];
+    const std::size_t n = numbers.size() / 3;
+    check(n == pairs.size(), "one margin a test pair");
+    for (std::size_t i = 0; i < n; ++i) {
+      margins.client.push_back(client);
+      margins.pair.push_back(pairs[i]);
+      margins.margin.push_back(numbers[i]);
+      margins.margin_implicit.push_back(numbers[n + i]);
+      margins.margin_explicit.push_back(numbers[2 * n + i]);
+    }
+  }
+  return margins;
+}
+
+/// Data come to the models: private state never moves.
+CrossEvaluation Federation::cross_evaluate() {
+  CrossEvaluation cross;
+  const std::size_t n = in_.partition.clients.size();
+  std::vector<double> own;
+  for (HostedClient& client : clients_.all()) {
+    if (!group_of(client.state.client)) continue;
+    own.push_back(client.state.client);
+    own.push_back(static_cast<double>(n));
+    for (std::size_t other = 0; other < n; ++other) {
+      const ClientData data = client_data(in_.partition, static_cast<int>(other), in_.reference);
+      own.push_back(evaluate_on(client, data.of(Split::test), false)->accuracy);
+    }
+  }
+  const auto by_client = gather_by_client(in_.world, own);
+  if (in_.world.rank() != 0) return cross;
+  cross.num_clients = n;
+  cross.accuracy.assign(n * n, std::numeric_limits<double>::quiet_NaN());
+  for (const auto& [client, row] : by_client)
+    std::copy(row.begin(), row.end(),
+              cross.accuracy.begin() + static_cast<std::ptrdiff_t>(client) * static_cast<std::ptrdiff_t>(n));
+  return cross;
+}
+
+/// Clients that never trained receive the LoRA of the group whose model explains their train pairs best (of their own
+/// domain's where groups are domains), and fit what is private.
+NewClients Federation::fit_new_clients() {
+  NewClients fitted;
+  const RunOptions& o = in_.options;
+  if (o.partition.num_new_clients == 0) return fitted;
+  const std::vector<ServerState> states = server_states();
+  std::vector<double> own;
+  for (HostedClient& client : clients_.all()) {
+    if (group_of(client.state.client)) continue;
+    const ClientShare& share = in_.partition.clients[static_cast<std::size_t>(client.state.client)];
+    std::optional<MovedBackbone> moved;
+    const auto receive = [&](std::size_t group) {
+      if (layout_.shared_size() > 0) clients_.set_shared(client, states[group].values);
+      policy_.use_backbone(in_.weights);
+      if (states[group].residual.empty()) return;
+      if (!moved) moved.emplace(in_.backend, in_.config, in_.weights);
+      moved->move(layout_, states[group].residual);
+      policy_.use_backbone(moved->weights());
+    };
+    const auto score = [&](Split split, Adapter adapter = Adapter::shared) {
+      const std::vector<ClientPair>& pairs = client.data.of(split);
+      std::vector<float> weights;
+      if (adapter == Adapter::personal) weights = weigh_instances(client, pairs);
+      const CohortParameters parameters = clients_.buffers().parameters(adapter);
+      return *evaluate(in_.pairs, policy_, {parameters, client.state.slot, client.state.lora_weight, weights}, loss_,
+                       pairs, o.micro_rows, nullptr);
+    };
+    std::size_t best = 0;
+    double best_loss = std::numeric_limits<double>::infinity();
+    for (std::size_t g = 0; g < states.size() && states.size() > 1; ++g) {
+      if (o.groups == GroupKind::domain) {
+        for (std::size_t c = 0; c < assignment_.size(); ++c)
+          if (assignment_[c] == static_cast<int>(g) && in_.partition.clients[c].domain == share.domain) best = g;
+        continue;
+      }
+      receive(g);
+      if (const double loss = score(Split::train).loss; loss < best_loss) {
+        best_loss = loss;
+        best = g;
+      }
+    }
+    receive(best);
+    const double received = score(Split::test).accuracy;
+    const Phase phase = private_phase(o.new_client_steps, false);
+    if (personalization_) {
+      // A new client's personal LoRA starts from what it received and is its own from then on: no pull, no mixture.
+      const View values = clients_.buffers().values(client.state);
+      const auto part = [&](Group group) {
+        const ParameterRange range = layout_.range(group);
+        return values.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
+      };
+      in_.backend.copy(part(Group::lora_a), part(Group::personal_a));
+      in_.backend.copy(part(Group::lora_b), part(Group::personal_b));
+    }
+    const Member member{&client.state, &client.data, client.data.of(Split::train)};
+    for (int step = 0; step < phase.steps && !phase.trainable.empty(); ++step) {
+      trainer_->step(std::span(&member, 1), o.rounds, phase.trainable, {}, phase.adapter);
+      ++client.state.refit_done;
+    }
+    const Evaluation after = score(Split::test, phase.adapter);
+    own.insert(own.end(), {static_cast<double>(client.state.client), 4, static_cast<double>(best), received,
+                           after.accuracy, after.loss});
+    policy_.use_backbone(in_.weights);
+  }
+  fitted.steps = o.new_client_steps;
+  for (const auto& [client, row] : gather_by_client(in_.world, own)) {
+    fitted.client.push_back(client);
+    fitted.group.push_back(static_cast<std::int32_t>(row[0]));
+    fitted.accuracy_received.push_back(row[1]);
+    fitted.accuracy_fitted.push_back(row[2]);
+    fitted.loss_fitted.push_back(row[3]);
+  }
+  return fitted;
+}
+
+}  // namespace fedpdpo
