@@ -1,6 +1,7 @@
 """Reads the run files of fedpdpo and turns them into tables and figures.
 
-On the command line: `python -m analysis summarize DIR` and `python -m analysis figures DIR --out FIGDIR`.
+On the command line: `python -m analysis summarize DIR`, `python -m analysis study DIR` and
+`python -m analysis figures DIR --out FIGDIR`.
 In a script:
 
     import analysis

@@ -1,4 +1,4 @@
-"""The command line: `summarize` prints tables, `figures` draws pictures.
+"""The command line: `summarize` and `study` print tables, `figures` draws pictures.
 
 Exit codes: 0 done; 2 bad usage, no usable file, or some file that is not a sound run file (each is named in one line on
 the error stream, and the others are still shown).
@@ -16,6 +16,7 @@ from pathlib import Path
 from .grouping import canonical, group, value_of
 from .runfile import Run, RunFileError, find_files, load
 from .stats import Query, choose_round
+from .study import NEEDED, QUERY, study, write_study
 from .summarize import summarize
 from .tables import write_csv, write_text
 
@@ -58,7 +59,7 @@ def _condition(text: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Tables and figures from run files.")
-    commands = parser.add_subparsers(required=True, metavar="summarize|figures")
+    commands = parser.add_subparsers(required=True, metavar="summarize|study|figures")
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("paths", nargs="+", type=Path, metavar="DIR|FILE", help="run files, or folders of them")
@@ -77,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--csv", type=Path, metavar="FILE", help="also write every number to FILE")
     tables.add_argument("--markdown", action="store_true", help="print Markdown")
     tables.set_defaults(run=_summarize)
+
+    whole = commands.add_parser("study", help="methods by settings, with comparisons and bags of words")
+    whole.add_argument("paths", nargs="+", type=Path, metavar="DIR|FILE", help="run files, or folders of them")
+    whole.add_argument("--against", default="fedpdpo,fedconcord", metavar="METHOD,...",
+                       help="compare these with every row, test pair by test pair (default: %(default)s)")  # fmt: skip
+    whole.add_argument("--bag-of-words", default=True, action=argparse.BooleanOptionalAction,
+                       help="fit bags of words on the runs' partitions (needs the pair files)")  # fmt: skip
+    whole.add_argument("--markdown", action="store_true", help="print Markdown")
+    whole.add_argument("--partial", action="store_true", help="also read unfinished runs (*.h5.partial)")
+    whole.set_defaults(run=_study, where=[])
 
     pictures = commands.add_parser("figures", parents=[common], help="figures as PNG and SVG")
     pictures.add_argument("--out", type=Path, required=True, metavar="FIGDIR", help="folder to write to")
@@ -148,8 +159,7 @@ def _summarize(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--by: {error}") from None
     summaries = [summarize(table, query, arguments.baseline) for table in tables]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # batch jobs often run in the C locale, which has no ±
+    _print_utf8()
     write_text(summaries, sys.stdout, arguments.markdown)
     if arguments.csv:
         try:
@@ -157,6 +167,23 @@ def _summarize(arguments: argparse.Namespace) -> int:
                 write_csv(summaries, out)
         except OSError as error:
             raise UsageError(f"{arguments.csv}: cannot be written ({error.strerror})") from None
+    return OK if sound else BAD_INPUT
+
+
+def _print_utf8() -> None:
+    """Batch jobs often run in the C locale, which has no ±."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    runs, sound = _collect(arguments, NEEDED, lambda run: choose_round(run, QUERY))
+    if not runs:
+        return BAD_INPUT
+    references = [method.strip() for method in arguments.against.split(",") if method.strip()]
+    result = study(group(runs), references, arguments.bag_of_words)
+    _print_utf8()
+    write_study(result, sys.stdout, arguments.markdown)
     return OK if sound else BAD_INPUT
 
 

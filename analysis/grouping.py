@@ -20,22 +20,24 @@ UNSET = "(unset)"
 METHOD_ORDER = (
     "local", "local-pdpo", "private-only", "centralized", "fedavg", "fedavg-ft", "fedprox", "scaffold", "fedavgm",
     "fedadagrad", "fedyogi", "fedadam", "ffa-lora", "fedsa-lora", "rolora", "fedex-lora", "flora", "fedper", "fedrep",
-    "ditto", "apfl", "feddpa", "fedpdpo",
+    "ditto", "apfl", "feddpa", "fedpdpo", "fedconcord",
 )  # fmt: skip
 
 # Without influence on what a run computes.
 _EXECUTION = re.compile(
     r"method|seed|command[-_]line|config|out|resume|threads|ranks|mpi-.*|checkpoint.*|progress|quiet|verbose|log.*"
-    r"|.*cache.*|help|version|overwrite|micro-rows"
+    r"|.*cache.*|help|version|overwrite|micro-rows|cross-eval|aggregation-error-every"
 )
 # Same experiment, but results can differ in the last bits or in which rounds were looked at: said below the table.
-_NOTED = re.compile(r"device|reduction|reduce|cohort.*|micro-batch.*|eval-every")
+_NOTED = re.compile(r"device|reduction|reduce|reduce-route|ranks-per-node|cohort.*|micro-batch.*|eval-every")
 # Tuned for each method by itself, so methods of one table may differ in them.
 _METHOD = re.compile(
     r"lr|lr-.*|loss|loss-.*|beta|lambda|mu|head|head-.*|bottleneck|bottleneck-.*|reward|reward-.*|schedule|schedule-.*"
     r"|private-.*|refit|refit-.*|finetune.*|fine-tune.*|ft-.*|prox.*|server-.*|momentum|tau|beta1|beta2|optimizer.*"
-    r"|adam-.*|clip|weight-decay|warmup-.*|moments|label-smoothing|gamma|simpo-.*|orpo-.*|kto-.*|ipo-.*|scaffold-.*|ditto-.*|apfl-.*"
-    r"|fedrep-.*|feddpa-.*|fedprox-.*|flora-.*|rolora-.*|lora-.*|dropout|groups|weighting"
+    r"|adam-.*|clip|weight-decay|warmup-.*|moments|label-smoothing|gamma|simpo-.*|orpo-.*|kto-.*|ipo-.*"
+    r"|scaffold-.*|ditto-.*|apfl-.*|fedrep-.*|feddpa-.*|fedprox-.*|flora-.*|rolora-.*|fedex-.*|(fed)?concord-.*"
+    r"|lora-.*|dropout|groups|weighting|personal-.*|cluster-labels|agreement-errors|dp-.*|compress|compress-.*"
+    r"|error-feedback|reference-free|length-normalize"
 )
 
 

@@ -14,7 +14,8 @@
     lr-shared = 0.003
 
 Keys are fedpdpo's long option names. The tasks are the Cartesian product of the axes, the last one varying fastest; a
-later section wins over an earlier one. Paths other than `config` are relative to where the sweep is started.
+later section wins over an earlier one. Paths other than `config` and `trials` are relative to where the sweep is
+started. `trials = NAME.trials`, a file beside the grid file, says what tune.py may choose from (see trials.py).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Task:
     out: Path
     config: Path | None = None
     several: frozenset[str] = frozenset({"data"})  # options whose value is a list of words
+    point: dict[str, str] = field(default_factory=dict)  # the axes with several values
+    trials: Path | None = None
 
     def arguments(self) -> list[str]:
         """The options for `fedpdpo run`."""
@@ -77,14 +80,18 @@ def read_grid(path: Path) -> list[Task]:
     """The tasks of a grid file."""
     axes, sections = _parse(path)
     config = axes.pop("config", [None])
+    trials = axes.pop("trials", [None])
     out = axes.pop("out", [])
-    if len(config) != 1:
-        raise GridError(f"{path}: config: expected one file, found {len(config)}")
+    for key, files in (("config", config), ("trials", trials)):
+        if len(files) != 1:
+            raise GridError(f"{path}: {key}: expected one file, found {len(files)}")
     if len(out) != 1:
         raise GridError(f"{path}: out: expected one name such as runs/{{method}}-s{{seed}}.h5, found {len(out)}")
     config_path = path.parent / config[0] if config[0] else None
-    if config_path and not config_path.is_file():
-        raise GridError(f"{path}: config: {config_path}: no such file")
+    trials_path = path.parent / trials[0] if trials[0] else None
+    for key, file in (("config", config_path), ("trials", trials_path)):
+        if file and not file.is_file():
+            raise GridError(f"{path}: {key}: {file}: no such file")
     _check_sections(path, axes, sections)
 
     tasks = []
@@ -96,7 +103,9 @@ def read_grid(path: Path) -> list[Task]:
                 values.update(section.values)
         names = {key: _as_name(key, value) for key, value in values.items()}
         values = {key: _fill(path, key, value, names) for key, value in values.items()}
-        tasks.append(Task(index, values, Path(_fill(path, "out", out[0], names)), config_path))
+        several = {key: value for key, value in point.items() if len(axes[key]) > 1}
+        tasks.append(Task(index, values, Path(_fill(path, "out", out[0], names)), config_path, point=several,
+                          trials=trials_path))
     _check_distinct(path, tasks, [key for key, words in axes.items() if len(words) > 1])
     return tasks
 
@@ -142,7 +151,7 @@ def _parse(path: Path) -> tuple[dict[str, list[str]], list[Section]]:
             if len(set(words)) < len(words):
                 raise GridError(f"{where}: {key}: a value stands twice")
             axes[key] = words
-        elif key in ("config", "out"):
+        elif key in ("config", "trials", "out"):
             raise GridError(f"{where}: {key}: cannot be set in a section")
         elif len(words) > 1:
             raise GridError(f"{where}: {key}: expected one value in a section (axes stand above all sections)")

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.list:
             return list_tasks(tasks)
+        if any(task.trials for task in tasks):
+            raise GridError(f"{args.grid}: trials: expected none in a sweep; tune.py runs this grid")
         launcher = Launcher(args.program or default_program(), shlex.split(args.mpirun), args.ranks)
         if args.submit:
             return submit(tasks, args)

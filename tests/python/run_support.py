@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("FEDPDPO_BIN", ROOT / "build" / "fedpdpo"))
@@ -248,7 +250,19 @@ class Workspace:
         return self.start(name, ranks=ranks, **options).finish()
 
     def run(self, name: str, *, ranks: int = 0, **options: Any) -> Path:
-        outcome = self.attempt(name, ranks=ranks, **options)
+        return self.finished(name, options, self.attempt(name, ranks=ranks, **options))
+
+    def run_several(self, runs: Mapping[str, dict[str, Any]], at_once: int = 3) -> list[Path]:
+        """Runs by name, their options with `ranks` among them; a few at a time, as most of a short run is waiting."""
+        names = list(runs)
+        paths = []
+        for begin in range(0, len(names), at_once):
+            jobs = {name: self.start(name, **runs[name]) for name in names[begin:begin + at_once]}
+            outcomes = {name: job.finish() for name, job in jobs.items()}
+            paths += [self.finished(name, runs[name], outcome) for name, outcome in outcomes.items()]
+        return paths
+
+    def finished(self, name: str, options: dict[str, Any], outcome: Outcome) -> Path:
         assert outcome.code == 0, outcome.err
         assert "warning" not in outcome.err, outcome.err
         path = self.options(name, options)["out"]
@@ -313,6 +327,46 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "manifest.json").read_text())
+
+
+def group_values(run: Path, group: int = 0) -> np.ndarray:
+    """What the server of a group holds at the newest checkpoint of a run."""
+    return load_file(checkpoints(run.with_suffix(".ckpt"))[-1] / f"group-{group:05}.safetensors")["values"]
+
+
+def client_arrays(run: Path, client: int) -> dict[str, np.ndarray]:
+    """A client's state at the newest checkpoint of a run."""
+    return load_file(checkpoints(run.with_suffix(".ckpt"))[-1] / f"client-{client:05}.safetensors")
+
+
+def run_everywhere(space: Workspace, name: str, **options: Any) -> Path:
+    """Four rounds on 1, 2 and 4 ranks, and broken off: the same file each time.
+
+    The run on two ranks saves after rounds 2 and 4. Without its file and the later checkpoint it is taken up on one.
+    """
+    options = {"rounds": 4, "steps": 3, **options}
+    one, four, saved = space.run_several({
+        f"{name}-one": options, f"{name}-four": options | {"ranks": 4},
+        f"{name}-saved": options | {"ranks": 2, "checkpoint_every": 2}})
+    assert_same(one, four)
+    assert_same(one, saved)
+    saved.unlink()
+    middle, end = checkpoints(saved.with_suffix(".ckpt"))
+    assert manifest(middle)["round"] == 3  # the one that is next
+    shutil.rmtree(end)
+    assert_same(one, space.run(f"{name}-saved", checkpoint_every=2, resume="auto", **options))
+    assert read(one, "rounds/train/loss")[4] != read(one, "rounds/train/loss")[2]
+    return one
+
+
+def program_methods() -> list[str]:
+    """The methods that the program's help names; none where there is no program."""
+    if not PROGRAM.is_file():
+        return []
+    done = subprocess.run([PROGRAM, "run", "--help"], env=os.environ | MPI_SETTINGS, capture_output=True, text=True,
+                          check=True)
+    listed = done.stdout.split("\nMethods, ", 1)[1].split("\n\n", 1)[0]
+    return re.findall(r"^  ([a-z][a-z0-9-]*) ", listed, re.MULTILINE)
 
 
 def analysis(*arguments: Any) -> subprocess.CompletedProcess[str]:

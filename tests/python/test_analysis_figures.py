@@ -214,7 +214,7 @@ def test_every_method_has_its_own_look() -> None:
     from analysis.grouping import METHOD_ORDER
 
     looks = [method_style(method) for method in METHOD_ORDER]
-    assert len(set(looks)) == len(METHOD_ORDER) == 23
+    assert len(set(looks)) == len(METHOD_ORDER) == 24
     common = ["local", "local-pdpo", "private-only", "fedavg", "fedavg-ft", "fedper", "fedpdpo"]
     assert len({method_style(method)[0] for method in common}) == len(common)
     assert method_style("mine") == method_style("mine") != method_style("yours-too")

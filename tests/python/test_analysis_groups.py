@@ -35,7 +35,8 @@ def test_an_option_that_some_runs_lack_makes_tables(tmp_path: Path) -> None:
     assert sorted(table.title for table in tables) == ["noise = (unset)", "noise = 0.1"]
 
 
-@pytest.mark.parametrize("option", ["lr-shared", "lr-private", "head", "bottleneck", "reward-pool", "loss", "prox-mu"])
+@pytest.mark.parametrize("option", ["lr-shared", "lr-private", "head", "bottleneck", "reward-pool", "loss", "prox-mu",
+                                    "personal-lora", "personal-prox", "dp-clip", "compress", "agreement-errors"])
 def test_method_options_that_differ_make_rows(tmp_path: Path, option: str) -> None:
     paths = [write_run(tmp_path / f"{v}{s}.h5", seed=s, **{option: v}) for v in (16, 8) for s in (1, 2)]
     (table,) = tables_of(*paths)

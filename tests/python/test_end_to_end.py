@@ -137,7 +137,8 @@ def test_identities(space: Workspace, request: pytest.FixtureRequest, one: dict[
     first, second = (metrics(run) for run in runs)
     changed = differences(first, second)
     if other["method"] == "local":  # which sends and averages nothing, and that is all
-        sent = [f"{group}/train/bytes_{way}" for group in ("clients", "rounds") for way in ("down", "up")]
+        sent = [f"{group}/train/{name}" for group in ("clients", "rounds")
+                for name in ("bytes_down", "bytes_up", "update_norm")]
         assert changed == sorted([*sent, "rounds/lora_aggregation_error"])
         assert (read(runs[0], "rounds/lora_aggregation_error")[1:] == 0).all()
     else:

@@ -87,6 +87,13 @@ def test_fast_sums_are_close_to_exact_ones(space: Workspace) -> None:
         np.testing.assert_allclose(read(fast, name), read(exact, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("per_node", [2, 3])
+def test_sums_by_way_of_the_nodes_are_the_same(space: Workspace, per_node: int) -> None:
+    flat = space.run(f"flat-{per_node}", ranks=4, **PERSONAL)
+    by_nodes = space.run(f"nodes-{per_node}", ranks=4, reduce_route="hierarchical", ranks_per_node=per_node, **PERSONAL)
+    assert differences(contents(flat), contents(by_nodes)) == ["config@ranks-per-node", "config@reduce-route"]
+
+
 def test_a_cohort_computes_what_its_clients_would_alone(space: Workspace) -> None:
     alone = space.run("alone", **PERSONAL)
     together = space.run("together", cohort=4, **PERSONAL)

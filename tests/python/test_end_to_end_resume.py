@@ -93,6 +93,11 @@ def test_killed_and_resumed_with_domains(space: Workspace, jobs: list[Job], doma
     assert_same(space.run(f"domains-{method}", ranks=ranks[1], resume="auto", **options), whole)
 
 
+def test_a_resumed_run_may_sum_by_another_route(space: Workspace, jobs: list[Job], long_run: Path) -> None:
+    kill_after_round(space, jobs, "rerouted", 3, 4, reduce_route="hierarchical", ranks_per_node=2, **LONG)
+    assert_same(space.run("rerouted", ranks=2, resume="auto", **LONG), long_run)
+
+
 def test_resume_without_a_checkpoint_starts_at_the_beginning(space: Workspace) -> None:
     assert_same(space.run("nothing-to-resume", resume="auto"), space.run("afresh"))
 
@@ -168,6 +173,32 @@ def test_signalled_again_and_again(space: Workspace, jobs: list[Job], wide_run: 
     if codes[-1] == REQUEUE:
         space.run("again", ranks=2, resume="auto", **WIDE)
     assert_same(path, wide_run)
+
+
+# What is under way beside LoRA and moments: long local training, or long refitting behind the exchange.
+UNDER_WAY: dict[str, dict[str, Any]] = {
+    "groups": {"method": "fedconcord", "agreement_errors": 1, "bottleneck": 4, "clients": 8, "partition": "iid",
+               "flip_clients": 0.5, "steps": 5, "refit": 150},
+    "moved weights": {"method": "fedex-lora", "groups": "clusters:2", "head": "full", "steps": 5, "refit": 300},
+    "mixtures": {"method": "scaffold", "personal_lora": "apfl", "compress": "topk", "participation": 0.75,
+                 "steps": 150},
+    "noise": {"method": "fedadam", "dp_clip": 0.1, "dp_noise": 0.5, "participation": 0.75, "head": "full",
+              "steps": 150, "refit": 40, "new_clients": 1, "new_client_steps": 2},
+}
+
+
+@pytest.mark.parametrize("case", UNDER_WAY)
+def test_signalled_twice(space: Workspace, jobs: list[Job], case: str) -> None:
+    options = {"rounds": 4, "lr_private": 0.01, **UNDER_WAY[case]}
+    name = case.replace(" ", "-")
+    whole = space.run(f"{name}-whole", **options)
+    for ranks, after in ((2, 0.1), (1, 0.4)):
+        if stop(space, jobs, name, signal.SIGUSR1, ranks=ranks, whom="job", after=after, **options) == 0:
+            break
+    path = space.folder / f"{name}.h5"
+    if not path.exists():
+        space.run(name, ranks=4, resume="auto", **options)
+    assert_same(path, whole)
 
 
 # Damaged checkpoints
