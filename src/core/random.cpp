@@ -12,11 +12,6 @@
 namespace fedpdpo {
 namespace {
 
-constexpr std::uint32_t multiplier_0 = 0xD2511F53u;
-constexpr std::uint32_t multiplier_1 = 0xCD9E8D57u;
-constexpr std::uint32_t weyl_0 = 0x9E3779B9u;
-constexpr std::uint32_t weyl_1 = 0xBB67AE85u;
-
 std::uint64_t next_u64(RandomStream& stream) {
   const std::uint64_t high = stream.next_u32();
   return high << 32 | stream.next_u32();
@@ -33,19 +28,6 @@ double log_gamma_variate(RandomStream& stream, double shape) {
 }
 
 }  // namespace
-
-PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product_0 = std::uint64_t{multiplier_0} * counter[0];
-    const std::uint64_t product_1 = std::uint64_t{multiplier_1} * counter[2];
-    counter = {static_cast<std::uint32_t>(product_1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(product_1),
-               static_cast<std::uint32_t>(product_0 >> 32) ^ counter[3] ^ key[1],
-               static_cast<std::uint32_t>(product_0)};
-    key[0] += weyl_0;
-    key[1] += weyl_1;
-  }
-  return counter;
-}
 
 PhiloxKey philox_key(std::uint64_t seed, Purpose purpose) {
   // The seed fills the key, so the purpose goes through the bijection: neighbouring seeds share no stream.

@@ -41,12 +41,8 @@ inline std::unique_ptr<Backend> cpu_backend_of(std::int64_t targets, int num_thr
   return make_cpu_backend({.num_threads = num_threads});
 }
 
-inline std::vector<BackendCase> backend_cases() {
-  return {{"cpu_1_thread", [] { return cpu_backend_of(0, 1); }},
-          {"cpu_2_threads", [] { return cpu_backend_of(0, 2); }},
-          {"cpu_avx2", [] { return cpu_backend_of(HWY_AVX2, 1); }},
-          {"cpu_portable", [] { return cpu_backend_of(HWY_STATIC_TARGET, 1); }}};
-}
+/// The backends of this test program (cases.cpp).
+std::vector<BackendCase> backend_cases();
 
 inline std::uint16_t bf16_bits(float value) {
   std::uint32_t bits;

@@ -60,6 +60,8 @@ class Backend {
   /// "cpu" or "cuda", and the device in words.
   virtual std::string name() const = 0;
   virtual std::string description() const = 0;
+  /// True where the memory of views is the host's, so that it may be used in place.
+  virtual bool computes_on_host_memory() const = 0;
 
   // --- memory
   std::shared_ptr<void> allocate(std::size_t bytes) { return do_allocate(bytes); }

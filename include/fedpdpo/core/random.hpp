@@ -29,8 +29,19 @@ enum class Purpose : std::uint32_t {
 using PhiloxCounter = std::array<std::uint32_t, 4>;
 using PhiloxKey = std::array<std::uint32_t, 2>;
 
-/// The bijection itself: ten rounds.
-PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key);
+/// The bijection itself: ten rounds. Device code calls it, too.
+constexpr PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t product_0 = std::uint64_t{0xD2511F53u} * counter[0];
+    const std::uint64_t product_1 = std::uint64_t{0xCD9E8D57u} * counter[2];
+    counter = {static_cast<std::uint32_t>(product_1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(product_1),
+               static_cast<std::uint32_t>(product_0 >> 32) ^ counter[3] ^ key[1],
+               static_cast<std::uint32_t>(product_0)};
+    key[0] += 0x9E3779B9u;
+    key[1] += 0xBB67AE85u;
+  }
+  return counter;
+}
 
 /// Names one stream.
 struct StreamId {

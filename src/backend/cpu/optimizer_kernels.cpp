@@ -2,6 +2,7 @@
 // p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps). And the sum of products: the squared norm for clipping.
 #include <cmath>
 
+#include "adamw_factors.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/simd.hpp"
 
@@ -12,18 +13,6 @@
 #include "hwy/highway.h"
 #include "cpu/simd-inl.hpp"
 // clang-format on
-
-#ifndef FEDPDPO_CPU_ADAMW_FACTORS
-#define FEDPDPO_CPU_ADAMW_FACTORS
-namespace fedpdpo::cpu {
-
-struct AdamWFactors {
-  float decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root_correction2, epsilon,
-      gradient_scale;
-};
-
-}  // namespace fedpdpo::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace fedpdpo::cpu::HWY_NAMESPACE {
@@ -78,23 +67,8 @@ namespace fedpdpo::cpu {
 HWY_EXPORT(AdamWSweep);
 HWY_EXPORT(SumOfProducts);
 
-void adamw(const AdamW& o, View values, ConstView gradients, View first_moment, View second_moment) {
-  const auto step = static_cast<double>(o.step);
-  const double correction1 = 1 - std::pow(static_cast<double>(o.beta1), step);
-  const double correction2 = 1 - std::pow(static_cast<double>(o.beta2), step);
-  const auto narrow = [](double value) { return static_cast<float>(value); };
-  const double beta1 = o.beta1, beta2 = o.beta2, rate = o.learning_rate;
-  HWY_DYNAMIC_DISPATCH(AdamWSweep)
-  ({.decay = narrow(1 - rate * o.weight_decay),
-    .beta1 = o.beta1,
-    .one_minus_beta1 = narrow(1 - beta1),
-    .beta2 = o.beta2,
-    .one_minus_beta2 = narrow(1 - beta2),
-    .step_size = narrow(rate / correction1),
-    .inverse_root_correction2 = narrow(1 / std::sqrt(correction2)),
-    .epsilon = o.epsilon,
-    .gradient_scale = o.gradient_scale},
-   values, gradients, first_moment, second_moment);
+void adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) {
+  HWY_DYNAMIC_DISPATCH(AdamWSweep)(adamw_factors(options), values, gradients, first_moment, second_moment);
 }
 
 double sum_of_products(const float* x, const float* y, std::int64_t count) {

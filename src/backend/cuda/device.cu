@@ -1,0 +1,117 @@
+// The device's stream, memory and copies; and what devices there are.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "cuda/device.hpp"
+#include "cuda/status.hpp"
+#include "fedpdpo/backend/cuda.hpp"
+
+namespace fedpdpo {
+
+CudaDevices cuda_devices() {
+  CudaDevices found;
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();  // it is reported here, and must not surface in a later call
+    return {{}, std::string("no CUDA device: ") + cudaGetErrorString(status)};
+  }
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    cuda::check_cuda(cudaGetDeviceProperties(&properties, i), "cudaGetDeviceProperties");
+    found.devices.push_back({properties.name, properties.totalGlobalMem});
+  }
+  if (count == 0) found.why_none = "no CUDA device";
+  return found;
+}
+
+}  // namespace fedpdpo
+
+namespace fedpdpo::cuda {
+
+Staging::Staging(cudaStream_t stream) : stream_(stream) {
+  void* memory = nullptr;
+  check_cuda(cudaHostAlloc(&memory, kSlots * kSlotBytes, cudaHostAllocDefault), "cudaHostAlloc");
+  memory_ = static_cast<std::byte*>(memory);
+  for (cudaEvent_t& event : emptied_)
+    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+}
+
+Staging::~Staging() {
+  (void)cudaStreamSynchronize(stream_);
+  for (cudaEvent_t event : emptied_)
+    if (event != nullptr) (void)cudaEventDestroy(event);
+  if (memory_ != nullptr) (void)cudaFreeHost(memory_);
+}
+
+void Staging::copy(void* device, const void* host, std::size_t bytes) {
+  auto* to = static_cast<std::byte*>(device);
+  const auto* from = static_cast<const std::byte*>(host);
+  while (bytes > 0) {
+    if (used_ == kSlotBytes) {
+      check_cuda(cudaEventRecord(emptied_[slot_], stream_), "cudaEventRecord");
+      slot_ = (slot_ + 1) % kSlots;
+      // An event that was never recorded counts as done.
+      check_cuda(cudaEventSynchronize(emptied_[slot_]), "cudaEventSynchronize");
+      used_ = 0;
+    }
+    const std::size_t part = std::min(bytes, kSlotBytes - used_);
+    std::byte* place = memory_ + slot_ * kSlotBytes + used_;
+    std::memcpy(place, from, part);
+    check_cuda(cudaMemcpyAsync(to, place, part, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
+    // The next copy begins at a multiple of 16 bytes.
+    used_ = std::min(kSlotBytes, used_ + (part + 15) / 16 * 16);
+    to += part;
+    from += part;
+    bytes -= part;
+  }
+}
+
+Device::Device(int index) {
+  check_cuda(cudaSetDevice(index), "cudaSetDevice");
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  description_ = std::string(properties.name) + ", " + std::to_string(properties.totalGlobalMem >> 30) + " GiB";
+  // Memory that was given back stays with the process, rather than with the system at the next wait.
+  cudaMemPool_t pool = nullptr;
+  check_cuda(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  std::uint64_t threshold = UINT64_MAX;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  staging_ = std::make_unique<Staging>(stream_);
+}
+
+Device::~Device() {
+  staging_.reset();
+  if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
+}
+
+void* Device::allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocAsync(&memory, std::max<std::size_t>(bytes, 1), stream_);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    std::size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) free = total = 0;
+    const std::string call = "cudaMallocAsync of " + std::to_string(bytes >> 20) + " MiB, " +
+                             std::to_string(free >> 20) + " of " + std::to_string(total >> 20) + " MiB free";
+    check_cuda(status, call.c_str());
+  }
+  check_cuda(status, "cudaMallocAsync");
+  return memory;
+}
+
+void Device::release(void* memory) noexcept {
+  if (memory != nullptr) (void)cudaFreeAsync(memory, stream_);
+}
+
+void Device::to_host(void* host, const void* device, std::size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync to the host");
+  synchronize();
+}
+
+void Device::synchronize() { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+}  // namespace fedpdpo::cuda

@@ -1,0 +1,84 @@
+// One device and its stream: memory that is given back in the stream's order, so that what was launched before may
+// still use it, and copies from the host that return at once, through a ring of pinned memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <string>
+
+namespace fedpdpo::cuda {
+
+/// Page-locked host memory through which pageable bytes reach the device: a slot is written again only after the copies
+/// out of it are done, which the host waits for when it has run a whole ring ahead of the device.
+class Staging {
+ public:
+  explicit Staging(cudaStream_t stream);
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  /// `host` may be changed once this returns.
+  void copy(void* device, const void* host, std::size_t bytes);
+
+ private:
+  static constexpr std::size_t kSlots = 8, kSlotBytes = std::size_t{1} << 19;
+
+  cudaStream_t stream_;
+  std::byte* memory_ = nullptr;
+  std::array<cudaEvent_t, kSlots> emptied_{};
+  std::size_t slot_ = 0, used_ = 0;
+};
+
+class Device {
+ public:
+  explicit Device(int index);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  /// Of at least one byte, not cleared, 256-byte aligned.
+  void* allocate(std::size_t bytes);
+  void release(void* memory) noexcept;
+  void to_device(void* device, const void* host, std::size_t bytes) { staging_->copy(device, host, bytes); }
+  /// Waits for the copy, and so for all that was given before it.
+  void to_host(void* host, const void* device, std::size_t bytes);
+  void synchronize();
+  const std::string& description() const { return description_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Staging> staging_;
+  std::string description_;
+};
+
+/// Device memory that grows when needed and never shrinks: the steady state allocates nothing.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  ~Scratch() { device_->release(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* get(std::size_t count) {
+    if (count > capacity_) {
+      const std::size_t wanted = count + count / 4;
+      void* larger = device_->allocate(wanted * sizeof(T));
+      device_->release(data_);
+      data_ = static_cast<T*>(larger);
+      capacity_ = wanted;
+    }
+    return data_;
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+  T* data_ = nullptr;
+  std::size_t capacity_ = 0;
+};
+
+}  // namespace fedpdpo::cuda

@@ -1,0 +1,154 @@
+// cuBLASLt's descriptors and algorithms by shape. Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T: the
+// operands change places, a matrix that lies row-major is its own transpose column-major, and strides are leading
+// dimensions.
+#include <algorithm>
+#include <compare>
+#include <map>
+#include <type_traits>
+
+#include "cuda/gemm.hpp"
+#include "cuda/products.hpp"
+#include "cuda/status.hpp"
+#include "fedpdpo/core/error.hpp"
+
+namespace fedpdpo::cuda {
+namespace {
+
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+/// What cuBLASLt may rely on: a power of two up to 16 bytes.
+std::uint32_t alignment_of(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data) | 16u;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+cudaDataType_t cuda_type(DType type) { return type == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+}  // namespace
+
+/// Everything that the choice of an algorithm depends on.
+struct Gemm::Key {
+  std::int64_t m, n, k, a_stride, b_stride, c_stride;
+  std::uint32_t a_alignment, b_alignment, c_alignment;
+  bool a_transposed, b_transposed, accumulate;
+  DType type;
+
+  auto operator<=>(const Key&) const = default;
+};
+
+struct Gemm::Plan {
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  bool found = false;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  ~Plan() {
+    for (cublasLtMatrixLayout_t layout : {a, b, c})
+      if (layout != nullptr) (void)cublasLtMatrixLayoutDestroy(layout);
+    if (product != nullptr) (void)cublasLtMatmulDescDestroy(product);
+  }
+};
+
+struct Gemm::Plans {
+  std::map<Key, Plan> by_key;
+};
+
+Gemm::Gemm(std::shared_ptr<Device> device)
+    : device_(std::move(device)), workspace_(device_), plans_(std::make_unique<Plans>()) {
+  check_cublas(cublasLtCreate(&handle_), "cublasLtCreate");
+  workspace_.get(kWorkspaceBytes);
+}
+
+Gemm::~Gemm() {
+  plans_.reset();
+  if (handle_ != nullptr) (void)cublasLtDestroy(handle_);
+}
+
+const Gemm::Plan& Gemm::plan_for(const Key& key) {
+  const auto [place, is_new] = plans_->by_key.try_emplace(key);
+  Plan& plan = place->second;
+  if (!is_new) return plan;
+  check_cublas(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  const cublasOperation_t first = key.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t second = key.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+  check_cublas(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
+               "cublasLtMatmulDescSetAttribute");
+  check_cublas(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
+               "cublasLtMatmulDescSetAttribute");
+  const auto layout = [](cublasLtMatrixLayout_t& made, DType type, std::int64_t stored_rows, std::int64_t stored_cols,
+                         std::int64_t stride) {
+    check_cublas(cublasLtMatrixLayoutCreate(&made, cuda_type(type), static_cast<std::uint64_t>(stored_cols),
+                                            static_cast<std::uint64_t>(stored_rows), stride),
+                 "cublasLtMatrixLayoutCreate");
+  };
+  layout(plan.a, key.type, key.b_transposed ? key.n : key.k, key.b_transposed ? key.k : key.n, key.b_stride);
+  layout(plan.b, key.type, key.a_transposed ? key.k : key.m, key.a_transposed ? key.m : key.k, key.a_stride);
+  layout(plan.c, DType::f32, key.m, key.n, key.c_stride);
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  check_cublas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+  const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(&cublasLtMatmulPreferenceDestroy)>
+      guard(preference, cublasLtMatmulPreferenceDestroy);
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+    check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+                 "cublasLtMatmulPreferenceSetAttribute");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.b_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.a_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.c_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.c_alignment);
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.product, plan.a, plan.b, plan.c, plan.c,
+                                                               preference, 1, &result, &found);
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_cublas(status, "cublasLtMatmulAlgoGetHeuristic");
+  plan.found = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+  plan.algorithm = result.algo;
+  return plan;
+}
+
+void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, float* c,
+                    std::int64_t c_stride) {
+  if (shape.m == 0 || shape.n == 0) return;
+  // A matrix of one row may have any stride; a leading dimension is at least the row's length.
+  const std::int64_t a_stride = std::max(a.stride, a.transposed ? shape.m : shape.k);
+  const std::int64_t b_stride = std::max(b.stride, b.transposed ? shape.k : shape.n);
+  const std::int64_t stride = std::max(c_stride, shape.n);
+  const bool accumulate = shape.mode == Write::accumulate;
+  const Plan& plan =
+      plan_for({shape.m, shape.n, shape.k, a_stride, b_stride, stride, alignment_of(a.data), alignment_of(b.data),
+                alignment_of(c), a.transposed, b.transposed, accumulate, shape.type});
+  if (!plan.found) {
+    multiply_by_own_kernel(operation, shape, {a.data, a_stride, a.transposed}, {b.data, b_stride, b.transposed}, c,
+                           stride);
+    return;
+  }
+  const float beta = accumulate ? 1.0f : 0.0f;
+  check_cublas(
+      cublasLtMatmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c, c, plan.c,
+                     &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream()),
+      operation);
+}
+
+void Gemm::multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
+                                  float* c, std::int64_t c_stride) {
+  check(shape.m <= INT32_MAX && shape.k <= INT32_MAX, "product: too many rows");
+  const ProductTask task{a.data, b.data, c, static_cast<std::int32_t>(shape.m), static_cast<std::int32_t>(shape.k)};
+  const ProductShape own{.n = shape.n,
+                         .a_row = a.transposed ? 1 : a.stride,
+                         .a_col = a.transposed ? a.stride : 1,
+                         .b_row = b.transposed ? 1 : b.stride,
+                         .b_col = b.transposed ? b.stride : 1,
+                         .c_row = c_stride,
+                         .alpha = shape.alpha,
+                         .mode = shape.mode,
+                         .a_type = shape.type,
+                         .b_type = shape.type};
+  products(device_->stream(), operation, {&task, 1}, own);
+}
+
+}  // namespace fedpdpo::cuda

@@ -1,0 +1,54 @@
+// Large matrix products by cuBLASLt: C (m, n) (+)= alpha op(A) op(B), row-major with strides, which cuBLAS sees as the
+// transposed product of column-major matrices. Layouts and the chosen algorithm are kept by shape; where cuBLASLt has
+// no algorithm for a shape (odd strides of 16-bit numbers), the own kernel of products.hpp takes it.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "cuda/device.hpp"
+#include "fedpdpo/backend/backend.hpp"
+
+namespace fedpdpo::cuda {
+
+/// A stored matrix: rows `stride` apart, used as it lies or transposed. f32 or bf16.
+struct Operand {
+  const void* data = nullptr;
+  std::int64_t stride = 0;
+  bool transposed = false;
+};
+
+struct GemmShape {
+  std::int64_t m = 0, n = 0, k = 0;
+  float alpha = 1;
+  Write mode = Write::overwrite;
+  DType type = DType::f32;  ///< of A and B; C is f32, sums are fp32 (no TF32)
+};
+
+class Gemm {
+ public:
+  explicit Gemm(std::shared_ptr<Device> device);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+
+  void multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, float* c,
+                std::int64_t c_stride);
+
+ private:
+  struct Key;
+  struct Plan;
+  struct Plans;
+  const Plan& plan_for(const Key& key);
+  void multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
+                              float* c, std::int64_t c_stride);
+
+  std::shared_ptr<Device> device_;
+  Scratch<std::byte> workspace_;
+  cublasLtHandle_t handle_ = nullptr;
+  std::unique_ptr<Plans> plans_;
+};
+
+}  // namespace fedpdpo::cuda

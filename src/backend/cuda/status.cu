@@ -1,0 +1,64 @@
+// One line for every failure of CUDA and cuBLAS.
+#include <string>
+
+#include "cuda/status.hpp"
+#include "fedpdpo/backend/cuda.hpp"
+
+namespace fedpdpo::cuda {
+namespace {
+
+const char* meaning(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+      return "out of device memory";
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+      return "no such device";
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorSystemNotReady:
+    case cudaErrorUnknown:
+      return "the device is lost";
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorAssert:
+      return "a kernel failed (FEDPDPO_CUDA_CHECK=1 names the operation)";
+    case cudaErrorNoKernelImageForDevice:
+      return "this build has no code for the device (sm_80 and sm_90)";
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorInvalidDeviceFunction:
+      return "the kernel could not be launched";
+    default:
+      return "failed";
+  }
+}
+
+}  // namespace
+
+void check_cuda(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) [[likely]]
+    return;
+  throw DeviceError(std::string("CUDA: ") + meaning(status) + ": " + call + ": " + cudaGetErrorName(status) + ", " +
+                    cudaGetErrorString(status));
+}
+
+void check_cublas(cublasStatus_t status, const char* call) {
+  if (status == CUBLAS_STATUS_SUCCESS) [[likely]]
+    return;
+  const char* what = status == CUBLAS_STATUS_ALLOC_FAILED       ? "out of device memory"
+                     : status == CUBLAS_STATUS_EXECUTION_FAILED ? "a kernel failed"
+                     : status == CUBLAS_STATUS_NOT_INITIALIZED  ? "the device cannot be used"
+                                                                : "failed";
+  throw DeviceError(std::string("cuBLASLt: ") + what + ": " + call + ": " + cublasLtGetStatusName(status));
+}
+
+}  // namespace fedpdpo::cuda

@@ -1,0 +1,140 @@
+// Emulated cuBLASLt: D = alpha op(A) op(B) + beta C, column-major, fp32 results, sums in double.
+#include "cublasLt.h"
+
+#include "emulation.hpp"
+
+namespace {
+
+bool supported = true;
+std::size_t heuristics = 0;
+
+float element(const void* matrix, const EmulatedLayout& layout, std::uint64_t row, std::uint64_t col) {
+  const std::size_t at = static_cast<std::size_t>(col) * static_cast<std::size_t>(layout.lead) + row;
+  if (layout.type == CUDA_R_32F) return static_cast<const float*>(matrix)[at];
+  return __uint_as_float(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(matrix)[at]) << 16);
+}
+
+bool aligned(const void* data, std::uint32_t alignment) {
+  return reinterpret_cast<std::uintptr_t>(data) % alignment == 0;
+}
+
+struct Sizes {
+  std::uint64_t m, n, k;
+};
+
+/// False where the matrices do not fit together.
+bool sizes_of(const EmulatedMatmul& product, const EmulatedLayout& a, const EmulatedLayout& b, const EmulatedLayout& c,
+              Sizes& sizes) {
+  const bool a_plain = product.a == CUBLAS_OP_N, b_plain = product.b == CUBLAS_OP_N;
+  sizes = {a_plain ? a.rows : a.cols, b_plain ? b.cols : b.rows, a_plain ? a.cols : a.rows};
+  return (b_plain ? b.rows : b.cols) == sizes.k && c.rows == sizes.m && c.cols == sizes.n && a.type == b.type &&
+         c.type == CUDA_R_32F;
+}
+
+}  // namespace
+
+namespace emulation {
+
+void set_gemm_support(bool is_supported) { supported = is_supported; }
+std::size_t heuristics_asked() { return heuristics; }
+
+}  // namespace emulation
+
+const char* cublasLtGetStatusName(cublasStatus_t) { return "CUBLAS_STATUS_EMULATED"; }
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  *handle = new int(0);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  delete static_cast<int*>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* made, cublasComputeType_t, cudaDataType_t scale) {
+  if (scale != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
+  *made = new EmulatedMatmul;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
+  delete product;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, std::size_t bytes) {
+  if (bytes != sizeof(cublasOperation_t)) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(attribute == CUBLASLT_MATMUL_DESC_TRANSA ? &product->a : &product->b, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* made, cudaDataType_t type, std::uint64_t rows,
+                                          std::uint64_t cols, std::int64_t lead) {
+  if (lead < static_cast<std::int64_t>(rows)) return CUBLAS_STATUS_INVALID_VALUE;
+  *made = new EmulatedLayout{type, rows, cols, lead};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
+  delete layout;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* made) {
+  *made = new EmulatedPreference;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+  delete preference;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
+                                                    std::size_t bytes) {
+  if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) {
+    if (bytes != sizeof preference->workspace) return CUBLAS_STATUS_INVALID_VALUE;
+    std::memcpy(&preference->workspace, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  }
+  if (bytes != sizeof(std::uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(&preference->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t product, cublasLtMatrixLayout_t a,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                              cublasLtMatrixLayout_t, cublasLtMatmulPreference_t preference, int,
+                                              cublasLtMatmulHeuristicResult_t* results, int* found) {
+  ++heuristics;
+  *found = 0;
+  if (!supported) return CUBLAS_STATUS_NOT_SUPPORTED;
+  Sizes sizes{};
+  if (!sizes_of(*product, *a, *b, *c, sizes)) return CUBLAS_STATUS_INVALID_VALUE;
+  results->algo.workspace = preference->workspace;
+  std::memcpy(results->algo.alignment, preference->alignment, sizeof preference->alignment);
+  results->state = CUBLAS_STATUS_SUCCESS;
+  *found = 1;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, const void* alpha, const void* a,
+                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
+                              const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
+                              cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
+                              std::size_t workspace_bytes, cudaStream_t stream) {
+  Sizes sizes{};
+  if (!sizes_of(*product, *a_layout, *b_layout, *c_layout, sizes) || c != d || workspace == nullptr ||
+      workspace_bytes < algorithm->workspace || !aligned(a, algorithm->alignment[0]) ||
+      !aligned(b, algorithm->alignment[1]) || !aligned(c, algorithm->alignment[2]) ||
+      !aligned(d, algorithm->alignment[3]))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  const float alpha_value = *static_cast<const float*>(alpha), beta_value = *static_cast<const float*>(beta);
+  emulation::enqueue(stream, [=, product = *product, a_layout = *a_layout, b_layout = *b_layout, c_layout = *c_layout] {
+    for (std::uint64_t j = 0; j < sizes.n; ++j)
+      for (std::uint64_t i = 0; i < sizes.m; ++i) {
+        double sum = 0;
+        for (std::uint64_t k = 0; k < sizes.k; ++k)
+          sum +=
+              static_cast<double>(product.a == CUBLAS_OP_N ? element(a, a_layout, i, k) : element(a, a_layout, k, i)) *
+              static_cast<double>(product.b == CUBLAS_OP_N ? element(b, b_layout, k, j) : element(b, b_layout, j, k));
+        float* out = static_cast<float*>(d) + j * static_cast<std::uint64_t>(c_layout.lead) + i;
+        const float value = alpha_value * static_cast<float>(sum);
+        *out = beta_value == 0 ? value : value + beta_value * *out;
+      }
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}

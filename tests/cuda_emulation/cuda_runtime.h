@@ -1,0 +1,151 @@
+// Stands in for CUDA's header so that the .cu files compile as C++ and run on the CPU, block after block, each thread a
+// fiber: index arithmetic, barriers, write modes and the order of copies are those of the device code. Only what the
+// backend uses is here. The work of a stream is kept until somebody waits for it: the host runs ahead as far as it can.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <tuple>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct uint3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorMemoryAllocation,
+  cudaErrorNoDevice,
+  cudaErrorInvalidDevice,
+  cudaErrorInsufficientDriver,
+  cudaErrorDevicesUnavailable,
+  cudaErrorECCUncorrectable,
+  cudaErrorNvlinkUncorrectable,
+  cudaErrorHardwareStackError,
+  cudaErrorSystemNotReady,
+  cudaErrorUnknown,
+  cudaErrorLaunchFailure,
+  cudaErrorLaunchTimeout,
+  cudaErrorIllegalAddress,
+  cudaErrorMisalignedAddress,
+  cudaErrorInvalidAddressSpace,
+  cudaErrorInvalidPc,
+  cudaErrorIllegalInstruction,
+  cudaErrorAssert,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorInvalidConfiguration,
+  cudaErrorLaunchOutOfResources,
+  cudaErrorInvalidDeviceFunction,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum { cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+enum cudaDataType_t { CUDA_R_32F, CUDA_R_16BF };
+
+struct EmulatedStream;
+struct EmulatedEvent;
+using cudaStream_t = EmulatedStream*;
+using cudaEvent_t = EmulatedEvent*;
+using cudaMemPool_t = void*;
+
+struct cudaDeviceProp {
+  char name[256];
+  std::size_t totalGlobalMem;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+const char* cudaGetErrorName(cudaError_t status);
+const char* cudaGetErrorString(cudaError_t status);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+
+namespace emulation {
+
+/// Keeps work for the stream; device memory can be touched only while it runs.
+void enqueue(cudaStream_t stream, std::function<void()> work);
+/// Every thread of every block of the grid.
+void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+cudaError_t valid_launch(const cudaLaunchConfig_t& config);
+void block_barrier();
+/// `mine` of the thread of this warp whose lane is `lane`.
+std::uint64_t exchange_in_warp(std::uint64_t mine, unsigned lane);
+unsigned lane();
+
+}  // namespace emulation
+
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  const cudaError_t status = emulation::valid_launch(*config);
+  static_assert((sizeof(Params) + ... + 0) <= 4096, "kernel parameters take at most 4 KB");
+  if (status != cudaSuccess) return status;
+  std::tuple<Params...> values(static_cast<Params>(args)...);
+  emulation::enqueue(config->stream, [grid = config->gridDim, block = config->blockDim, kernel, values] {
+    emulation::run_grid(grid, block, [&] { std::apply(kernel, values); });
+  });
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { emulation::block_barrier(); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = emulation::exchange_in_warp(bits, emulation::lane() ^ static_cast<unsigned>(mask));
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
+  const unsigned long long old = *at;
+  if (value < old) *at = value;
+  return old;
+}
+inline float __uint_as_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline std::uint32_t __float_as_uint(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}

@@ -1,0 +1,381 @@
+// The emulated runtime: fibers for a block's threads, a queue for a stream's work, and device memory that the host
+// cannot touch: outside of that work it is mapped without access, so that a host read of device memory ends the test.
+#include "emulation.hpp"
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+struct EmulatedStream {
+  std::deque<std::function<void()>> work;
+};
+/// Done once the stream has no work left that was there when it was recorded; here: once the stream is empty.
+struct EmulatedEvent {
+  cudaStream_t stream = nullptr;
+};
+
+namespace emulation {
+
+std::size_t heuristics_asked();
+
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "emulated CUDA: %s (block %u %u %u, thread %u %u %u)\n", what, blockIdx.x, blockIdx.y,
+               blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  std::abort();
+}
+
+Order order = Order::forward;
+int device_count = 1;
+std::size_t device_memory = std::size_t{1} << 30;
+bool lost = false;
+Counts counted;
+
+// --- device memory
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+/// One reserved range, handed out from its beginning; freed pieces are used again for the same size. Under the address
+/// sanitizer memory is malloc's instead, so that reads and writes outside of an allocation are seen.
+class DeviceMemory {
+ public:
+  void* allocate(std::size_t bytes) {
+    const std::size_t size = (bytes + 255) / 256 * 256;
+    if (in_use_ + size > device_memory) return nullptr;
+    in_use_ += size;
+    if (kSanitized) {
+      void* memory = std::aligned_alloc(256, size);
+      sizes_[memory] = size;
+      return memory;
+    }
+    if (base_ == nullptr) {
+      void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (range == MAP_FAILED) fail("no address space");
+      base_ = static_cast<std::byte*>(range);
+    }
+    std::vector<void*>& free = free_[size];
+    void* memory = nullptr;
+    if (free.empty()) {
+      if (top_ + size > kReserved) fail("more device memory than is reserved");
+      memory = base_ + top_;
+      top_ += size;
+    } else {
+      memory = free.back();
+      free.pop_back();
+    }
+    sizes_[memory] = size;
+    return memory;
+  }
+  void release(void* memory) {
+    const auto found = sizes_.find(memory);
+    if (found == sizes_.end()) fail("freed what was not allocated");
+    in_use_ -= found->second;
+    if (kSanitized) {
+      std::free(memory);
+    } else {
+      free_[found->second].push_back(memory);
+    }
+    sizes_.erase(found);
+  }
+  void open() { protect(PROT_READ | PROT_WRITE); }
+  void close() { protect(PROT_NONE); }
+  std::size_t in_use() const { return in_use_; }
+  std::size_t size_of(void* memory) { return sizes_.at(memory); }
+
+ private:
+  static constexpr std::size_t kReserved = std::size_t{4} << 30;
+  void protect(int access) {
+    if (!kSanitized && top_ > 0 && mprotect(base_, (top_ + 4095) / 4096 * 4096, access) != 0) fail("mprotect");
+  }
+  std::byte* base_ = nullptr;
+  std::size_t top_ = 0, in_use_ = 0;
+  std::map<void*, std::size_t> sizes_;
+  std::map<std::size_t, std::vector<void*>> free_;
+};
+
+DeviceMemory memory;
+
+void drain(cudaStream_t stream) {
+  ++counted.waits;
+  if (stream->work.empty()) return;
+  memory.open();
+  while (!stream->work.empty()) {
+    std::function<void()> work = std::move(stream->work.front());
+    stream->work.pop_front();
+    work();
+  }
+  memory.close();
+}
+
+// --- a block's threads
+
+enum class State { ready, at_barrier, in_exchange, exchanged, done };
+
+// A fiber is entered once by its context; from then on _setjmp and _longjmp switch, which make no system call.
+struct Fiber {
+  ucontext_t context{};
+  jmp_buf place{};
+  bool entered = false;
+  std::unique_ptr<std::byte[]> stack;
+  State state = State::done;
+  std::uint64_t offered = 0;
+};
+
+constexpr std::size_t kStackBytes = 128 << 10;
+
+struct Block {
+  std::vector<Fiber> fibers;
+  unsigned count = 0, running = 0;
+  const std::function<void()>* thread = nullptr;
+  jmp_buf scheduler{};
+} block;
+
+void pause(State state) {
+  Fiber& self = block.fibers[block.running];
+  self.state = state;
+  if (_setjmp(self.place) == 0) _longjmp(block.scheduler, 1);
+}
+
+void enter() {
+  while (true) {
+    (*block.thread)();
+    pause(State::done);
+  }
+}
+
+void resume(unsigned index) {
+  Fiber& fiber = block.fibers[index];
+  block.running = index;
+  threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
+  fiber.state = State::ready;
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber.entered) _longjmp(fiber.place, 1);
+  fiber.entered = true;
+  setcontext(&fiber.context);
+}
+
+/// True if all threads of [first, last) are in `state`; fails if some are, but others have ended.
+bool all_in(State state, unsigned first, unsigned last) {
+  unsigned waiting = 0, done = 0;
+  for (unsigned i = first; i < last; ++i) {
+    waiting += block.fibers[i].state == state;
+    done += block.fibers[i].state == State::done;
+  }
+  if (waiting > 0 && waiting + done == last - first && done > 0) fail("threads wait for threads that have ended");
+  return waiting == last - first;
+}
+
+void run_block() {
+  block.count = blockDim.x * blockDim.y * blockDim.z;
+  if (block.fibers.size() < block.count) {
+    const std::size_t first = block.fibers.size();
+    block.fibers.resize(block.count);  // before any context points into it
+    for (std::size_t i = 0; i < block.count; ++i) {
+      Fiber& fiber = block.fibers[i];
+      if (i >= first) fiber.stack = std::make_unique<std::byte[]>(kStackBytes);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      fiber.entered = false;
+      makecontext(&fiber.context, enter, 0);
+    }
+  }
+  const auto sweep = [&](auto visit) {
+    for (unsigned i = 0; i < block.count; ++i) visit(order == Order::forward ? i : block.count - 1 - i);
+  };
+  sweep(resume);
+  while (true) {
+    bool progress = false;
+    // Warps whose threads have all offered, or all taken, a number.
+    for (unsigned first = 0; first < block.count; first += 32) {
+      const unsigned last = std::min(first + 32, block.count);
+      for (const State state : {State::in_exchange, State::exchanged}) {
+        if (!all_in(state, first, last)) continue;
+        progress = true;
+        for (unsigned i = 0; i < last - first; ++i) resume(order == Order::forward ? first + i : last - 1 - i);
+        break;
+      }
+    }
+    if (!progress && all_in(State::at_barrier, 0, block.count)) {
+      progress = true;
+      sweep(resume);
+    }
+    if (progress) continue;
+    for (unsigned i = 0; i < block.count; ++i)
+      if (block.fibers[i].state != State::done) fail("threads wait at different places");
+    return;
+  }
+}
+
+}  // namespace
+
+void set_order(Order wanted) { order = wanted; }
+void set_device_count(int count) { device_count = count; }
+void set_device_memory(std::size_t bytes) { device_memory = bytes; }
+void lose_device(bool is_lost) { lost = is_lost; }
+Counts counts() {
+  counted.heuristics = heuristics_asked();
+  return counted;
+}
+
+void enqueue(cudaStream_t stream, std::function<void()> work) { stream->work.push_back(std::move(work)); }
+
+void run_grid(dim3 grid, dim3 threads, const std::function<void()>& thread) {
+  gridDim = grid;
+  blockDim = threads;
+  block.thread = &thread;
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+}
+
+cudaError_t valid_launch(const cudaLaunchConfig_t& config) {
+  ++counted.launches;
+  if (lost) return cudaErrorIllegalAddress;
+  const dim3 grid = config.gridDim, threads = config.blockDim;
+  const bool valid = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 &&
+                     grid.z <= 65535 && threads.x >= 1 && threads.y >= 1 && threads.z >= 1 && threads.z <= 64 &&
+                     threads.x * threads.y * threads.z <= 1024;
+  return valid ? cudaSuccess : cudaErrorInvalidConfiguration;
+}
+
+void block_barrier() { pause(State::at_barrier); }
+
+unsigned lane() { return block.running % 32; }
+
+std::uint64_t exchange_in_warp(std::uint64_t mine, unsigned from) {
+  block.fibers[block.running].offered = mine;
+  pause(State::in_exchange);
+  const unsigned other = block.running / 32 * 32 + from;
+  if (other >= block.count) fail("a lane beyond the block");
+  const std::uint64_t theirs = block.fibers[other].offered;
+  pause(State::exchanged);
+  return theirs;
+}
+
+}  // namespace emulation
+
+using namespace emulation;
+
+const char* cudaGetErrorName(cudaError_t status) {
+  switch (status) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    default:
+      return "an emulated error";
+  }
+}
+const char* cudaGetErrorString(cudaError_t status) { return cudaGetErrorName(status); }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = device_count;
+  return device_count > 0 ? cudaSuccess : cudaErrorInsufficientDriver;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= device_count) return cudaErrorInvalidDevice;
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "emulated device %d", device);
+  properties->totalGlobalMem = device_memory;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  return device >= 0 && device < device_count ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *free = device_memory - memory.in_use();
+  *total = device_memory;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = &memory;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new EmulatedStream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  drain(stream);
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  drain(stream);
+  return lost ? cudaErrorIllegalAddress : cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new EmulatedEvent;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (event->stream != nullptr) drain(event->stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** host, std::size_t bytes, unsigned) {
+  *host = std::malloc(bytes);
+  return *host == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* host) {
+  std::free(host);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t stream) {
+  ++counted.allocations;
+  *device = memory.allocate(bytes);
+  if (*device == nullptr) return cudaErrorMemoryAllocation;
+  // Fresh memory holds NaN; of a large piece the beginning, so that cuBLASLt's workspace stays untouched.
+  enqueue(stream, [place = *device, size = std::min(memory.size_of(*device), std::size_t{4} << 20)] {
+    std::memset(place, 0xff, size);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaFreeAsync(void* device, cudaStream_t stream) {
+  enqueue(stream, [device] { memory.release(device); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* device, int value, std::size_t bytes, cudaStream_t stream) {
+  enqueue(stream, [=] { std::memset(device, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  if (kind == cudaMemcpyDeviceToHost) drain(stream);  // as for pageable memory
+  return lost ? cudaErrorIllegalAddress : cudaSuccess;
+}

@@ -1,0 +1,27 @@
+// Switches of the emulated device that tests set.
+#pragma once
+
+#include <cstddef>
+
+namespace emulation {
+
+/// In which order a block's threads run between two barriers. Code that misses a barrier gives other numbers.
+enum class Order { forward, backward };
+void set_order(Order order);
+
+/// Without devices, cudaGetDeviceCount fails as it does where there is no driver.
+void set_device_count(int count);
+/// Allocations beyond this fail.
+void set_device_memory(std::size_t bytes);
+/// cuBLASLt finds no algorithm.
+void set_gemm_support(bool supported);
+/// The next kernel launches fail as they do once a kernel has crashed; cuts the work given so far.
+void lose_device(bool lost);
+
+/// Calls so far, to see what the steady state does.
+struct Counts {
+  std::size_t allocations = 0, heuristics = 0, waits = 0, launches = 0;
+};
+Counts counts();
+
+}  // namespace emulation

@@ -1,0 +1,216 @@
+// What only an emulated device can show: the order of threads changes no bits, the steady state neither allocates nor
+// asks cuBLASLt again nor waits, and what goes wrong on a device is one line that names it.
+#include "backend/fixture.hpp"
+#include "emulation.hpp"
+#include "fedpdpo/backend/cuda.hpp"
+
+namespace fedpdpo {
+namespace {
+
+template <class Work>
+std::string device_error(Work work) {
+  try {
+    work();
+  } catch (const DeviceError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+void expect_line(const std::string& line, std::initializer_list<const char*> parts) {
+  for (const char* part : parts) EXPECT_NE(line.find(part), std::string::npos) << line << "\n  lacks " << part;
+  EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+}
+
+class EmulatedDevice : public testing::Test {
+ protected:
+  void TearDown() override {
+    emulation::set_order(emulation::Order::forward);
+    emulation::set_device_count(1);
+    emulation::set_device_memory(std::size_t{1} << 30);
+    emulation::set_gemm_support(true);
+    emulation::lose_device(false);
+  }
+};
+
+TEST_F(EmulatedDevice, IsListed) {
+  emulation::set_device_count(2);
+  ASSERT_EQ(cuda_devices().devices.size(), 2u);
+  EXPECT_EQ(cuda_devices().devices[1].name, "emulated device 1");
+  EXPECT_EQ(cuda_devices().why_none, "");
+  expect_line(make_cuda_backend({.device = 1})->description(), {"emulated device 1, 1 GiB"});
+  expect_line(device_error([] { make_cuda_backend({.device = 2}); }), {"no such device", "cudaSetDevice"});
+  emulation::set_device_count(0);
+  EXPECT_TRUE(cuda_devices().devices.empty());
+  expect_line(cuda_devices().why_none, {"no CUDA device: "});
+}
+
+TEST_F(EmulatedDevice, OutOfMemoryIsOneLine) {
+  const auto backend = make_cuda_backend({});
+  emulation::set_device_memory(std::size_t{64} << 20);
+  expect_line(device_error([&] { Tensor(*backend, 1, 64 << 20); }),
+              {"out of device memory", "cudaMallocAsync of 256 MiB"});
+  Tensor small(*backend, 4, 4);  // the backend goes on
+  backend->fill(small.view(), 2);
+  EXPECT_EQ(backend->squared_norm(small.view()), 64);
+}
+
+TEST_F(EmulatedDevice, ALostDeviceIsOneLine) {
+  const auto backend = make_cuda_backend({});
+  Tensor x(*backend, 4, 4);
+  emulation::lose_device(true);
+  expect_line(device_error([&] { backend->fill(x.view(), 1); }),
+              {"a kernel failed", "fill", "cudaErrorIllegalAddress"});
+  expect_line(device_error([&] { backend->synchronize(); }), {"cudaStreamSynchronize"});
+  float number = 0;
+  expect_line(device_error([&] { backend->copy_to_host(&number, x.view().data, 4); }), {"to the host"});
+}
+
+TEST_F(EmulatedDevice, DebugModeNamesTheOperationThatMadeNaN) {
+  const auto backend = make_cuda_backend({.check_outputs = true});
+  Tensor x(*backend, 3, 4), y(*backend, 3, 4), weights(*backend, 1, 3);
+  const float numbers[] = {1, 1, std::numeric_limits<float>::infinity()};
+  backend->copy_to_device(weights.view().data, numbers, sizeof numbers);
+  backend->scale_rows(weights.view().columns(0, 2), x.view().row_range(0, 2));
+  expect_line(device_error([&] { backend->scale_rows(weights.view(), x.view()); }),
+              {"NaN in the output of scale_rows, (3, 4), first in row 2, column 0"});
+  // Rows that belong to no member may hold anything.
+  backend->fill(y.view(), std::nanf(""));
+  const std::vector<MemberRows> members = {{0, 1, 0}};
+  Tensor p(*backend, 4, 4);
+  backend->grouped_matmul(members, Multiply::by_matrix, 1, x.view(), {p.view().f32(), 4, 4, 16}, y.view(),
+                          Write::overwrite);
+  expect_line(make_cuda_backend({.check_outputs = true})->description(), {"checked"});
+}
+
+TEST_F(EmulatedDevice, HostMemoryIsFreeAsSoonAsACopyReturns) {
+  const auto backend = make_cuda_backend({});
+  constexpr std::size_t count = 3'000'001;  // beyond the ring
+  Tensor x(*backend, 1, count), small(*backend, 1, 3);
+  std::vector<float> host(count);
+  for (std::size_t i = 0; i < count; ++i) host[i] = static_cast<float>(i % 1013);
+  std::vector<float> copy = host, found(count);
+  backend->copy_to_device(x.view().data, copy.data(), count * sizeof(float));
+  std::fill(copy.begin(), copy.end(), -1.0f);
+  for (int i = 0; i < 100'000; ++i) {
+    const float three[] = {1.0f * i, 2.0f * i, 3.0f * i};
+    backend->copy_to_device(small.view().data, three, sizeof three);
+  }
+  backend->copy_to_host(found.data(), x.view().data, count * sizeof(float));
+  EXPECT_EQ(found, host);
+  float last[3];
+  backend->copy_to_host(last, small.view().data, sizeof last);
+  EXPECT_EQ(last[2], 3.0f * 99'999);
+}
+
+/// A little of everything that has state: products of both kinds, attention with a plan, uploads.
+class Step {
+ public:
+  explicit Step(DType weights = DType::f32) : backend_(make_cuda_backend({})), weights_(weights) {
+    RandomStream random({.seed = 5, .purpose = Purpose::test});
+    std::vector<float> numbers(160 * 160);
+    for (float& v : numbers) v = static_cast<float>(0.08 * random.normal());
+    backend_->copy_to_device(x_.view().data, numbers.data(), x_.bytes());
+    Tensor wide(*backend_, 160, 160);
+    backend_->copy_to_device(wide.view().data, numbers.data(), wide.bytes());
+    backend_->copy(wide.view(), w_.view());
+    backend_->copy(wide.view(), p_.view());
+  }
+
+  std::vector<float> run(std::int32_t rows) {
+    const View x = x_.first(rows), y = y_.first(rows), z = z_.first(rows);
+    const std::vector<MemberRows> members = {{0, rows / 3, 0}, {rows / 3, rows, 0}};
+    const std::vector<Segment> segments = {{0, 5, 0, 0}, {5, 9, 0, 5}, {9, rows, 0, 5}};
+    const std::vector<std::int32_t> groups = {0, 3};
+    const AttentionShape heads{2, 1, 40, 0.2f};
+    backend_->linear(x, w_.view(), {}, y, Write::overwrite);
+    backend_->linear_backward(y, w_.view(), z, Write::overwrite);
+    backend_->grouped_matmul(members, Multiply::by_transpose, 0.5f, x, {p_.view().f32(), 8, 160, 0}, y.columns(0, 8),
+                             Write::accumulate);
+    backend_->grouped_outer(members, 1, y, x, {g_.view().f32(), 160, 160, 0}, Write::overwrite);
+    backend_->grouped_matmul(members, Multiply::by_matrix, 1, y, {p_.view().f32(), 160, 160, 0}, x, Write::overwrite);
+    backend_->attention({segments, groups}, heads, y, z.columns(0, 80), lse_.first(rows));
+    backend_->attention_backward({segments, groups}, heads, y, z.columns(0, 80), lse_.first(rows), x.columns(0, 80),
+                                 d_.first(rows));
+    backend_->axpy(0.01f, d_.first(rows), x, Write::overwrite);
+    std::vector<float> found(d_.bytes() / sizeof(float));
+    backend_->copy_to_host(found.data(), d_.view().data, d_.bytes());
+    return found;
+  }
+
+  Backend& backend() { return *backend_; }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  DType weights_;
+  Tensor x_{*backend_, 30, 160}, y_{*backend_, 30, 160}, z_{*backend_, 30, 160}, d_{*backend_, 30, 160},
+      g_{*backend_, 160, 160};
+  Tensor w_{*backend_, 160, 160, weights_}, p_{*backend_, 160, 160}, lse_{*backend_, 30, 2};
+};
+
+TEST_F(EmulatedDevice, TheSteadyStateNeitherAllocatesNorAsksNorWaits) {
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    Step step(weights);
+    step.run(30);
+    step.run(20);
+    const emulation::Counts before = emulation::counts();
+    step.run(20);
+    step.run(30);
+    const emulation::Counts after = emulation::counts();
+    EXPECT_EQ(after.allocations, before.allocations);
+    EXPECT_EQ(after.heuristics, before.heuristics);
+    EXPECT_EQ(after.waits - before.waits, 4u);  // two for each copy to the host
+    EXPECT_GT(after.launches, before.launches);
+  }
+}
+
+TEST_F(EmulatedDevice, TheOrderOfThreadsChangesNoBits) {
+  const std::vector<float> forward = Step().run(30);
+  emulation::set_order(emulation::Order::backward);
+  EXPECT_EQ(Step().run(30), forward);
+}
+
+TEST_F(EmulatedDevice, ProductsThatCublasHasNoAlgorithmFor) {
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    const std::vector<float> expected = Step(weights).run(30);
+    emulation::set_gemm_support(false);
+    const std::vector<float> found = Step(weights).run(30);
+    emulation::set_gemm_support(true);
+    double difference = 0, norm = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      difference += std::pow(found[i] - expected[i], 2);
+      norm += std::pow(expected[i], 2);
+    }
+    EXPECT_LT(std::sqrt(difference / norm), 1e-5);
+  }
+}
+
+TEST_F(EmulatedDevice, MoreMembersThanOneLaunchTakes) {
+  const auto backend = make_cuda_backend({});
+  constexpr int members = 300, cols = 5;
+  std::vector<MemberRows> rows;
+  for (int i = 0; i < members; ++i) rows.push_back({i, i + 1, i});
+  Tensor x(*backend, members, cols), p(*backend, members, 3 * cols), y(*backend, members, 3),
+      b(*backend, members, cols);
+  std::vector<float> numbers(members * 3 * cols);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i % 17);
+  backend->copy_to_device(x.view().data, numbers.data(), x.bytes());
+  backend->copy_to_device(p.view().data, numbers.data(), p.bytes());
+  backend->grouped_matmul(rows, Multiply::by_transpose, 1, x.view(), {p.view().f32(), 3, cols, 3 * cols}, y.view(),
+                          Write::overwrite);
+  backend->grouped_column_sum(rows, x.view(), {b.view().f32(), 1, cols, cols}, Write::overwrite);
+  backend->grouped_add_bias(rows, {b.view().f32(), 1, cols, cols}, x.view());
+  std::vector<float> found(members * 3), doubled(members * cols);
+  backend->copy_to_host(found.data(), y.view().data, y.bytes());
+  backend->copy_to_host(doubled.data(), x.view().data, x.bytes());
+  for (int m = 0; m < members; ++m)
+    for (int j = 0; j < 3; ++j) {
+      float expected = 0;
+      for (int c = 0; c < cols; ++c) expected += numbers[m * cols + c] * numbers[(m * 3 + j) * cols + c];
+      ASSERT_EQ(found[m * 3 + j], expected) << m;
+    }
+  for (int i = 0; i < members * cols; ++i) ASSERT_EQ(doubled[i], 2 * numbers[i]);
+}
+
+}  // namespace
+}  // namespace fedpdpo
