@@ -66,15 +66,16 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   const bool named = o.model.empty();
   ModelConfig config = named ? named_shape(line.bench.shape) : read_model_config(o.model);
   const DType dtype = weight_type(o);
-  const std::unique_ptr<Backend> backend = make_backend(o);
-  std::shared_ptr<void> memory = backend->allocate(weight_bytes(config, dtype));
-  auto* bytes = static_cast<std::byte*>(memory.get());
+  const std::unique_ptr<Backend> backend = make_backend(world, o);
+  const NodeBuffer memory(world.node(), weight_bytes(config, dtype));
+  std::byte* bytes = memory.bytes().data();
   if (named) {
     random_weights(config, dtype, 1, bytes);
   } else {
     load_weights(ModelFolder(o.model), dtype, bytes);
   }
-  const Weights weights = view_weights(config, dtype, bytes);
+  std::shared_ptr<void> device_memory;
+  const Weights weights = place_weights(*backend, config, dtype, bytes, device_memory);
   const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
   const ParameterLayout layout(config, o.adapter, method->shared_groups());
   const PairSet pairs = random_pairs(config, lengths, line.bench.pairs);

@@ -44,16 +44,17 @@ struct PartitionInput {
 };
 PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options);
 
-/// The backend that --device asks for. InputError where there is no such device.
-std::unique_ptr<Backend> make_backend(const RunOptions& options);
+/// Collective. The backend that --device asks for. InputError, on every rank, where one has no such device.
+std::unique_ptr<Backend> make_backend(const Communicator& world, const RunOptions& options);
 DType weight_type(const RunOptions& options);
 
-/// The backbone, one copy a node.
+/// The backbone, one copy a node, and one a device.
 struct Backbone {
   NodeBuffer memory;
+  std::shared_ptr<void> device_memory;
   Weights weights;
 };
-Backbone load_backbone(const Communicator& world, const ModelFolder& model, DType dtype);
+Backbone load_backbone(const Communicator& world, Backend& backend, const ModelFolder& model, DType dtype);
 
 /// Work of a client in a round, in packed rows weighted by passes: what placement balances.
 std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method);

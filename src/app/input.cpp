@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "commands.hpp"
+#include "fedpdpo/app/device.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/io/child.hpp"
@@ -47,24 +48,35 @@ RunInput read_input(const Communicator& world, const RunOptions& options) {
 
 DType weight_type(const RunOptions& options) { return options.precision == Precision::bf16 ? DType::bf16 : DType::f32; }
 
-std::unique_ptr<Backend> make_backend(const RunOptions& options) {
-  if (options.device != "cpu" && options.device != "auto")
-    throw InputError("", "--device", "cpu or auto: this build has no CUDA backend", options.device);
-  if (options.device == "auto") log_info("device auto: cpu (this build has no CUDA backend)");
+std::unique_ptr<Backend> make_backend(const Communicator& world, const RunOptions& options) {
+  DeviceChoice choice;
+  if (options.device != "cpu") {
+    const CudaDevices here = cuda_devices();
+    const Communicator node = world.node();
+    std::int64_t lacking = here.devices.empty() ? 1 : 0;
+    world.max(std::span(&lacking, 1));
+    choice = on_all_ranks(world, [&] { return choose_device(options.device, here, node.rank(), lacking == 0); });
+    if (!choice.line.empty()) log_info(choice.line);
+    if (choice.cuda && node.rank() == 0 && node.size() > static_cast<int>(here.devices.size()))
+      log_warning(fmt::format("{} ranks of this node share {} CUDA device{}", node.size(), here.devices.size(),
+                              here.devices.size() == 1 ? "" : "s"));
+  }
+  if (choice.cuda) return make_cuda_backend({.device = *choice.cuda});
   if (options.precision == Precision::bf16 && !cpu_has_bf16())
     log_warning("--precision bf16: this processor has no bf16 arithmetic; fp32 would be faster");
   return make_cpu_backend({.num_threads = options.threads});
 }
 
-Backbone load_backbone(const Communicator& world, const ModelFolder& model, DType dtype) {
+Backbone load_backbone(const Communicator& world, Backend& backend, const ModelFolder& model, DType dtype) {
   const Communicator node = world.node();
-  Backbone backbone{NodeBuffer(node, weight_bytes(model.config(), dtype)), {}};
+  Backbone backbone{NodeBuffer(node, weight_bytes(model.config(), dtype)), {}, {}};
   on_all_ranks(world, [&] {
     if (node.rank() == 0) load_weights(model, dtype, backbone.memory.bytes().data());
     return 0;
   });
   backbone.memory.fence();
-  backbone.weights = view_weights(model.config(), dtype, backbone.memory.bytes().data());
+  backbone.weights =
+      place_weights(backend, model.config(), dtype, backbone.memory.bytes().data(), backbone.device_memory);
   return backbone;
 }
 

@@ -67,8 +67,8 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   const RunInput input = read_input(world, o);
   const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
   const ModelConfig& config = input.model.config();
-  const std::unique_ptr<Backend> backend = make_backend(o);
-  const Backbone backbone = load_backbone(world, input.model, weight_type(o));
+  const std::unique_ptr<Backend> backend = make_backend(world, o);
+  const Backbone backbone = load_backbone(world, *backend, input.model, weight_type(o));
   const ParameterLayout layout(config, o.adapter, method->shared_groups());
   const std::vector<double> costs = client_costs(input, o, *method);
   const Placement placement = place_clients(costs, world.size());

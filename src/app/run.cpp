@@ -28,8 +28,8 @@ int run_command(const Communicator& world, const CommandLine& line) {
   const std::unique_ptr<FederatedMethod> method = info.make(options);
   // Before hours of reference log-probabilities: do the modules fit the model?
   ParameterLayout(input.model.config(), options.adapter, method->shared_groups());
-  const std::unique_ptr<Backend> backend = make_backend(options);
-  const Backbone backbone = load_backbone(world, input.model, weight_type(options));
+  const std::unique_ptr<Backend> backend = make_backend(world, options);
+  const Backbone backbone = load_backbone(world, *backend, input.model, weight_type(options));
   const Placement placement = place_clients(client_costs(input, options, *method), world.size());
   log_info(fmt::format("{}: {} clients on {} rank{}, predicted imbalance {:.2f}; {} on {}", options.method,
                        input.partition.clients.size(), world.size(), world.size() == 1 ? "" : "s",

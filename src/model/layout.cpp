@@ -240,7 +240,7 @@ void ParameterLayout::truncate_rank(int rank, std::span<float> values) const {
   }
 }
 
-void ParameterLayout::initialize(std::uint64_t seed, int client, ConstView pretrained_head,
+void ParameterLayout::initialize(std::uint64_t seed, int client, const HeadWeights& pretrained_head,
                                  std::span<float> values) const {
   check(values.size() == size_, "initialize: the buffer has another size than the layout");
   std::fill(values.begin(), values.end(), 0.0f);
@@ -257,9 +257,9 @@ void ParameterLayout::initialize(std::uint64_t seed, int client, ConstView pretr
     } else if (index == head_weight) {
       check(pretrained_head.rows == p.rows && pretrained_head.cols == p.cols, "initialize: the head's shape differs");
       if (pretrained_head.dtype == DType::f32) {
-        std::memcpy(part.data(), pretrained_head.data, p.size() * sizeof(float));
+        std::memcpy(part.data(), pretrained_head.host, p.size() * sizeof(float));
       } else {
-        const auto* bits = static_cast<const std::uint16_t*>(pretrained_head.data);
+        const auto* bits = static_cast<const std::uint16_t*>(pretrained_head.host);
         for (std::size_t j = 0; j < p.size(); ++j) {
           std::uint32_t word = std::uint32_t{bits[j]} << 16;
           std::memcpy(&part[j], &word, sizeof(word));

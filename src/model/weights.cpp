@@ -260,6 +260,18 @@ Weights view_weights(const ModelConfig& config, DType dtype, std::byte* memory) 
   return carve(config, dtype, carver);
 }
 
+Weights place_weights(Backend& backend, const ModelConfig& config, DType dtype, std::byte* host,
+                      std::shared_ptr<void>& owner) {
+  const Weights there = view_weights(config, dtype, host);
+  if (backend.computes_on_host_memory()) return there;
+  const std::size_t bytes = weight_bytes(config, dtype);
+  owner = backend.allocate(bytes);
+  backend.copy_to_device(owner.get(), host, bytes);
+  Weights placed = view_weights(config, dtype, static_cast<std::byte*>(owner.get()));
+  placed.head.host = there.head.data;
+  return placed;
+}
+
 void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory) {
   const ModelConfig& c = folder.config();
   const Weights w = view_weights(c, dtype, memory);

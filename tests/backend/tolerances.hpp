@@ -17,5 +17,8 @@ inline constexpr double kSquaredNorm = 2e-13;  ///< double, against a plain runn
 inline constexpr double kProductBf16 = 4e-3;
 /// The same against a reference whose activations are rounded alike: only the fp32 sum is left.
 inline constexpr double kProductBf16Rounded = 2e-6;
+/// Whole training steps, one backend against another: gradients and values of every parameter group together.
+inline constexpr double kTrainingStep = 3e-5;
+inline constexpr double kTrainingStepBf16 = 2e-2;
 
 }  // namespace fedpdpo::tolerance

@@ -2,6 +2,7 @@
 #include "backend/fixture.hpp"
 #include "emulation.hpp"
 #include "fedpdpo/backend/cuda.hpp"
+#include "train/parity_backend.hpp"
 
 namespace fedpdpo {
 
@@ -13,8 +14,13 @@ std::vector<BackendCase> backend_cases() {
            }},
           {"emulated_cuda_backward", [] {
              emulation::set_order(emulation::Order::backward);
-             return make_cuda_backend({.check_outputs = false});
+             return make_cuda_backend({});
            }}};
+}
+
+std::unique_ptr<Backend> test::make_parity_backend() {
+  emulation::set_order(emulation::Order::forward);
+  return make_cuda_backend({});
 }
 
 }  // namespace fedpdpo

@@ -127,57 +127,102 @@ void drain(cudaStream_t stream) {
 
 // --- a block's threads
 
-enum class State { ready, at_barrier, in_exchange, exchanged, done };
+enum class State { ready, at_barrier, in_exchange, done };
 
-// A fiber is entered once by its context; from then on _setjmp and _longjmp switch, which make no system call.
+// A stack on which threads run, one after another, until one waits: that one keeps it, the rest go on on another. It is
+// entered once by its context; from then on _setjmp and _longjmp switch, which make no system call.
 struct Fiber {
   ucontext_t context{};
   jmp_buf place{};
   bool entered = false;
   std::unique_ptr<std::byte[]> stack;
+};
+
+struct Thread {
   State state = State::done;
-  std::uint64_t offered = 0;
+  // By turns: nobody offers twice before all have taken once.
+  std::uint64_t offered[2] = {};
+  unsigned turn = 0;
+  Fiber* fiber = nullptr;
 };
 
 constexpr std::size_t kStackBytes = 128 << 10;
 
 struct Block {
-  std::vector<Fiber> fibers;
-  unsigned count = 0, running = 0;
-  const std::function<void()>* thread = nullptr;
+  std::vector<Thread> threads;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Fiber*> idle;
+  Fiber* current = nullptr;
+  unsigned count = 0, started = 0, running = 0;
+  const std::function<void()>* kernel = nullptr;
   jmp_buf scheduler{};
 } block;
 
+void run_as(unsigned index) {
+  block.running = index;
+  threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
+}
+
+void leave() {
+  if (_setjmp(block.current->place) == 0) _longjmp(block.scheduler, 1);
+}
+
 void pause(State state) {
-  Fiber& self = block.fibers[block.running];
-  self.state = state;
-  if (_setjmp(self.place) == 0) _longjmp(block.scheduler, 1);
+  block.threads[block.running].state = state;
+  block.threads[block.running].fiber = block.current;
+  leave();
 }
 
 void enter() {
   while (true) {
-    (*block.thread)();
-    pause(State::done);
+    while (block.started < block.count) {
+      const unsigned i = block.started++;
+      run_as(order == Order::forward ? i : block.count - 1 - i);
+      (*block.kernel)();
+      block.threads[block.running].state = State::done;
+    }
+    block.idle.push_back(block.current);
+    leave();
+  }
+}
+
+void switch_to(Fiber* fiber) {
+  block.current = fiber;
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber->entered) _longjmp(fiber->place, 1);
+  fiber->entered = true;
+  setcontext(&fiber->context);
+}
+
+void start_threads() {
+  while (block.started < block.count) {
+    if (block.idle.empty()) {
+      Fiber& fiber = *block.fibers.emplace_back(std::make_unique<Fiber>());
+      fiber.stack = std::make_unique<std::byte[]>(kStackBytes);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      makecontext(&fiber.context, enter, 0);
+      block.idle.push_back(&fiber);
+    }
+    Fiber* fiber = block.idle.back();
+    block.idle.pop_back();
+    switch_to(fiber);
   }
 }
 
 void resume(unsigned index) {
-  Fiber& fiber = block.fibers[index];
-  block.running = index;
-  threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
-  fiber.state = State::ready;
-  if (_setjmp(block.scheduler) != 0) return;
-  if (fiber.entered) _longjmp(fiber.place, 1);
-  fiber.entered = true;
-  setcontext(&fiber.context);
+  run_as(index);
+  block.threads[index].state = State::ready;
+  switch_to(block.threads[index].fiber);
 }
 
 /// True if all threads of [first, last) are in `state`; fails if some are, but others have ended.
 bool all_in(State state, unsigned first, unsigned last) {
   unsigned waiting = 0, done = 0;
   for (unsigned i = first; i < last; ++i) {
-    waiting += block.fibers[i].state == state;
-    done += block.fibers[i].state == State::done;
+    waiting += block.threads[i].state == state;
+    done += block.threads[i].state == State::done;
   }
   if (waiting > 0 && waiting + done == last - first && done > 0) fail("threads wait for threads that have ended");
   return waiting == last - first;
@@ -185,43 +230,26 @@ bool all_in(State state, unsigned first, unsigned last) {
 
 void run_block() {
   block.count = blockDim.x * blockDim.y * blockDim.z;
-  if (block.fibers.size() < block.count) {
-    const std::size_t first = block.fibers.size();
-    block.fibers.resize(block.count);  // before any context points into it
-    for (std::size_t i = 0; i < block.count; ++i) {
-      Fiber& fiber = block.fibers[i];
-      if (i >= first) fiber.stack = std::make_unique<std::byte[]>(kStackBytes);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      fiber.entered = false;
-      makecontext(&fiber.context, enter, 0);
-    }
-  }
-  const auto sweep = [&](auto visit) {
-    for (unsigned i = 0; i < block.count; ++i) visit(order == Order::forward ? i : block.count - 1 - i);
-  };
-  sweep(resume);
+  block.threads.assign(block.count, {});
+  block.started = 0;
+  start_threads();
   while (true) {
     bool progress = false;
-    // Warps whose threads have all offered, or all taken, a number.
+    // Warps whose threads have all offered a number.
     for (unsigned first = 0; first < block.count; first += 32) {
       const unsigned last = std::min(first + 32, block.count);
-      for (const State state : {State::in_exchange, State::exchanged}) {
-        if (!all_in(state, first, last)) continue;
+      while (all_in(State::in_exchange, first, last)) {
         progress = true;
         for (unsigned i = 0; i < last - first; ++i) resume(order == Order::forward ? first + i : last - 1 - i);
-        break;
       }
     }
     if (!progress && all_in(State::at_barrier, 0, block.count)) {
       progress = true;
-      sweep(resume);
+      for (unsigned i = 0; i < block.count; ++i) resume(order == Order::forward ? i : block.count - 1 - i);
     }
     if (progress) continue;
     for (unsigned i = 0; i < block.count; ++i)
-      if (block.fibers[i].state != State::done) fail("threads wait at different places");
+      if (block.threads[i].state != State::done) fail("threads wait at different places");
     return;
   }
 }
@@ -242,7 +270,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work) { stream->work.pus
 void run_grid(dim3 grid, dim3 threads, const std::function<void()>& thread) {
   gridDim = grid;
   blockDim = threads;
-  block.thread = &thread;
+  block.kernel = &thread;
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
@@ -263,13 +291,13 @@ void block_barrier() { pause(State::at_barrier); }
 unsigned lane() { return block.running % 32; }
 
 std::uint64_t exchange_in_warp(std::uint64_t mine, unsigned from) {
-  block.fibers[block.running].offered = mine;
+  Thread& self = block.threads[block.running];
+  const unsigned turn = self.turn++ % 2;
+  self.offered[turn] = mine;
   pause(State::in_exchange);
   const unsigned other = block.running / 32 * 32 + from;
   if (other >= block.count) fail("a lane beyond the block");
-  const std::uint64_t theirs = block.fibers[other].offered;
-  pause(State::exchanged);
-  return theirs;
+  return block.threads[other].offered[turn];
 }
 
 }  // namespace emulation

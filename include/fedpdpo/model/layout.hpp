@@ -13,6 +13,7 @@
 #include "fedpdpo/backend/backend.hpp"
 #include "fedpdpo/model/adapter_options.hpp"
 #include "fedpdpo/model/config.hpp"
+#include "fedpdpo/model/head_weights.hpp"
 
 namespace fedpdpo {
 
@@ -88,7 +89,7 @@ class ParameterLayout {
   /// Values at the start: A and D Kaiming-uniform as PEFT and torch.nn.Linear draw them (bound 1 / sqrt(fan_in)), B, U,
   /// Q, reward and gate 0, H the pretrained head (V, d). LoRA is drawn from (seed) alone, so that every client starts
   /// at the same point, and the personal LoRA where the shared one starts; private modules from (seed, client).
-  void initialize(std::uint64_t seed, int client, ConstView pretrained_head, std::span<float> values) const;
+  void initialize(std::uint64_t seed, int client, const HeadWeights& pretrained_head, std::span<float> values) const;
   /// The shared LoRA's start alone, drawn anew for a round (0: the run's start); `values` is over all trainables or
   /// over the shared span.
   void restart_lora(std::uint64_t seed, int round, std::span<float> values) const;

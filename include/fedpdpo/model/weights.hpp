@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "fedpdpo/backend/backend.hpp"
 #include "fedpdpo/io/safetensors.hpp"
 #include "fedpdpo/model/config.hpp"
+#include "fedpdpo/model/head_weights.hpp"
 
 namespace fedpdpo {
 
@@ -53,7 +55,7 @@ struct Weights {
   ConstView position_embedding;  // (P, d) or empty
   std::vector<LayerWeights> layers;
   ConstView final_norm, final_norm_bias;
-  ConstView head;      // (V, d); the embedding where tied
+  HeadWeights head;    // (V, d); the embedding where tied
   ConstView cos, sin;  // (P, rotary_dim / 2) or empty
 };
 
@@ -61,6 +63,10 @@ struct Weights {
 std::size_t weight_bytes(const ModelConfig& config, DType dtype);
 /// Views of the parts inside `memory` (weight_bytes of them, 64-byte aligned).
 Weights view_weights(const ModelConfig& config, DType dtype, std::byte* memory);
+/// Views of a backbone that lies in host memory: in place where the backend computes there, otherwise of a copy on its
+/// device, which `owner` then holds. The host's memory is needed as long as private heads start from it.
+Weights place_weights(Backend& backend, const ModelConfig& config, DType dtype, std::byte* host,
+                      std::shared_ptr<void>& owner);
 /// Fills `memory` from the folder. InputError for a missing tensor, a wrong shape or a type that is not F32, BF16, F16.
 void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory);
 /// Fills `memory` with random weights of the config's shape (bench).

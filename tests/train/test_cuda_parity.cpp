@@ -1,0 +1,159 @@
+// Whole training steps of fedpdpo on tiny models, CUDA against the CPU: gradients, values, sums, margins and
+// embeddings, within the table of tolerances (backend/tolerances.hpp).
+#include "backend/tolerances.hpp"
+#include "parity_backend.hpp"
+#include "trainer_kit.hpp"
+
+namespace fedpdpo::test {
+namespace {
+
+/// What a few steps and an evaluation leave, on the host.
+struct Outcome {
+  std::vector<float> gradients, values, embeddings;  // of all clients, one after another
+  std::vector<double> margins;
+  double loss = 0, gradient_norm = 0, kl = 0;
+};
+
+struct Case {
+  const char* model;
+  AdapterOptions adapter;
+  DType dtype = DType::f32;
+};
+
+constexpr int num_clients = 2;
+
+Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows = 1024) {
+  GoldenModel model(one.model, one.dtype);  // its weights lie in host memory
+  const ModelConfig& config = model.folder.config();
+  std::shared_ptr<void> owner;
+  const Weights weights = place_weights(backend, config, one.dtype, static_cast<std::byte*>(model.memory.get()), owner);
+  const PairSet pairs = random_pairs(6, 3, config.vocab_size);
+  const std::vector<ClientPair> train = with_reference(model, pairs);
+  const ParameterLayout layout(config, one.adapter, {});
+  Policy policy(backend, config, weights, layout);
+  ClientBuffers buffers(backend, layout, num_clients);
+  TrainerOptions options = smooth_options();
+  options.micro_rows = micro_rows;
+  LocalTrainer trainer(backend, pairs, layout, policy, buffers, options, num_clients);
+
+  const std::size_t size = layout.size();
+  std::vector<ClientState> states(num_clients);
+  std::vector<ClientData> data(num_clients);
+  std::vector<Member> members;
+  Outcome outcome;
+  outcome.gradients.resize(num_clients * size);
+  outcome.values.resize(num_clients * size);
+  const auto at = [&](std::vector<float>& all, int client) {
+    return all.data() + static_cast<std::size_t>(client) * size;
+  };
+  for (int c = 0; c < num_clients; ++c) {
+    states[static_cast<std::size_t>(c)].client = data[static_cast<std::size_t>(c)].client = c;
+    states[static_cast<std::size_t>(c)].slot = c;
+    std::vector<float> start(size);
+    layout.initialize(4, c, weights.head, start);
+    RandomStream random({.seed = 21, .purpose = Purpose::test, .client = static_cast<std::uint32_t>(c)});
+    for (float& x : start) x += static_cast<float>(0.1 * random.normal());
+    backend.copy_to_device(buffers.values(states[static_cast<std::size_t>(c)]).data, start.data(),
+                           size * sizeof(float));
+    members.push_back({&states[static_cast<std::size_t>(c)], &data[static_cast<std::size_t>(c)], train});
+  }
+  const LocalTrainer::Hooks hooks{[&](const Member& member, View, View gradient) {
+                                    backend.copy_to_host(at(outcome.gradients, member.state->client), gradient.data,
+                                                         size * sizeof(float));
+                                  },
+                                  nullptr};
+  for (int step = 0; step < 2; ++step) {
+    if (as_a_cohort) {
+      trainer.step(members, 1, all_groups, hooks);
+    } else {
+      for (const Member& member : members) trainer.step(std::span(&member, 1), 1, all_groups, hooks);
+    }
+    for (ClientState& state : states) ++state.steps_done;
+  }
+  for (const ClientState& state : states) {
+    backend.copy_to_host(at(outcome.values, state.client), buffers.values(state).data, size * sizeof(float));
+    outcome.loss += state.sums.loss;
+    outcome.gradient_norm += state.sums.gradient_norm_shared + state.sums.gradient_norm_private;
+    EXPECT_TRUE(state.sums.finite);
+    const EvaluatedModel evaluated{buffers.parameters(), state.slot};
+    const auto evaluation = evaluate(pairs, policy, evaluated, options.loss, train, micro_rows, nullptr);
+    outcome.margins.insert(outcome.margins.end(), evaluation->margin.begin(), evaluation->margin.end());
+    outcome.kl += evaluation->kl_to_reference;
+  }
+  outcome.embeddings = embed_pairs(pairs, policy, buffers.parameters(), 0, train, micro_rows);
+  return outcome;
+}
+
+void expect_equal(const Outcome& found, const Outcome& expected, double tolerance) {
+  EXPECT_LT(relative_error(found.gradients, expected.gradients), tolerance);
+  EXPECT_LT(relative_error(found.values, expected.values), tolerance);
+  EXPECT_LT(relative_error(found.embeddings, expected.embeddings), tolerance);
+  EXPECT_LT(relative_error(found.margins, expected.margins), 10 * tolerance);  // differences of log-probabilities
+  EXPECT_NEAR(found.loss / expected.loss, 1, tolerance);
+  EXPECT_NEAR(found.gradient_norm / expected.gradient_norm, 1, tolerance);
+  EXPECT_NEAR(found.kl, expected.kl, 10 * tolerance);
+}
+
+constexpr const char* models[] = {"tiny_llama", "tiny_llama_tied", "tiny_gpt2"};
+
+/// Every kind of module.
+std::vector<AdapterOptions> adapters() {
+  AdapterOptions gated = full_adapter(), dropout = full_adapter();
+  gated.bottleneck_kind = BottleneckKind::gated;
+  gated.head = HeadKind::lowrank;
+  gated.head_rank = 3;
+  gated.reward_pool = RewardPool::mean;
+  dropout.lora_dropout = 0.25;
+  dropout.head = HeadKind::frozen;
+  return {full_adapter(), gated, dropout};
+}
+
+class CudaParity : public testing::Test {
+ protected:
+  void SetUp() override {
+    device_ = make_parity_backend();
+    if (!device_) GTEST_SKIP() << "no CUDA device";
+    cpu_ = make_cpu_backend({});
+  }
+  std::unique_ptr<Backend> device_, cpu_;
+};
+
+TEST_F(CudaParity, TrainingStepsInFp32) {
+  for (const char* model : models)
+    for (const AdapterOptions& adapter : adapters()) {
+      SCOPED_TRACE(model);
+      const Case one{model, adapter};
+      expect_equal(run(one, *device_, false), run(one, *cpu_, false), tolerance::kTrainingStep);
+    }
+}
+
+TEST_F(CudaParity, TrainingStepsOnBf16Weights) {
+  for (const char* model : models) {
+    SCOPED_TRACE(model);
+    const Case one{model, full_adapter(), DType::bf16};
+    expect_equal(run(one, *device_, false), run(one, *cpu_, false), tolerance::kTrainingStepBf16);
+  }
+}
+
+TEST_F(CudaParity, ACohortIsItsClientsOneByOne) {
+  for (const AdapterOptions& adapter : adapters()) {
+    const Case one{"tiny_llama", adapter};
+    expect_equal(run(one, *device_, true), run(one, *device_, false), tolerance::kTrainingStep);
+  }
+}
+
+TEST_F(CudaParity, MicroBatchesAreOneBatch) {
+  const Case one{"tiny_gpt2", full_adapter()};
+  expect_equal(run(one, *device_, true, 20), run(one, *device_, true), tolerance::kTrainingStep);
+}
+
+TEST_F(CudaParity, TheSameStepsGiveTheSameBits) {
+  const Case one{"tiny_llama", full_adapter()};
+  const Outcome first = run(one, *device_, true), again = run(one, *device_, true);
+  EXPECT_TRUE(same_bits(first.gradients, again.gradients));
+  EXPECT_TRUE(same_bits(first.values, again.values));
+  EXPECT_EQ(first.margins, again.margins);
+}
+
+}  // namespace
+}  // namespace fedpdpo::test
