@@ -24,8 +24,9 @@ bool checks_wanted(const CudaOptions& options) {
   return options.check_outputs || (text != nullptr && std::string_view(text) != "" && std::string_view(text) != "0");
 }
 
-/// Rows and columns from which a client's own product goes to cuBLASLt: by the parameters' shape alone.
-bool is_large(const ConstClientMatrix& p) { return p.rows >= 128 && p.cols >= 128; }
+/// Rows and columns from which a client's own product goes to cuBLASLt: by the parameters' shape alone. A private head
+/// is among them, and so agrees to the bit with the pretrained one that it starts as, which `linear` multiplies by.
+bool is_large(const ConstClientMatrix& p) { return p.rows >= 32 && p.cols >= 32; }
 
 }  // namespace
 
@@ -157,8 +158,10 @@ void CudaBackend::do_grouped_outer(std::span<const MemberRows> members, float al
     if (rows == 0) {
       if (mode == Write::overwrite) cuda::fill(stream(), view_of(out, d_p.rows, d_p.cols), 0);
     } else if (is_large(d_p)) {
-      gemm_.multiply("grouped_outer", {.m = d_p.rows, .n = d_p.cols, .k = rows, .alpha = alpha, .mode = mode},
-                     {d_y_rows, d_y.stride, true}, {x_rows, x.stride, false}, out, d_p.cols);
+      gemm_.multiply(
+          "grouped_outer",
+          {.m = d_p.rows, .n = d_p.cols, .k = rows, .alpha = alpha, .mode = mode, .batch = BatchDimension::k},
+          {d_y_rows, d_y.stride, true}, {x_rows, x.stride, false}, out, d_p.cols);
     } else {
       tasks_.push_back({d_y_rows, x_rows, out, static_cast<std::int32_t>(d_p.rows), rows});
     }

@@ -15,6 +15,7 @@ namespace fedpdpo::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+constexpr std::int64_t kTypicalRows = 512;  // of the batch, for which algorithms are chosen
 
 /// What cuBLASLt may rely on: a power of two up to 16 bytes.
 std::uint32_t alignment_of(const void* data) {
@@ -26,7 +27,7 @@ cudaDataType_t cuda_type(DType type) { return type == DType::bf16 ? CUDA_R_16BF 
 
 }  // namespace
 
-/// Everything that the choice of an algorithm depends on.
+/// Everything that the choice of an algorithm depends on; the batch's dimension is kTypicalRows.
 struct Gemm::Key {
   std::int64_t m, n, k, a_stride, b_stride, c_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
@@ -67,7 +68,7 @@ Gemm::~Gemm() {
   if (handle_ != nullptr) (void)cublasLtDestroy(handle_);
 }
 
-const Gemm::Plan& Gemm::plan_for(const Key& key) {
+Gemm::Plan& Gemm::plan_for(const Key& key) {
   const auto [place, is_new] = plans_->by_key.try_emplace(key);
   Plan& plan = place->second;
   if (!is_new) return plan;
@@ -97,6 +98,8 @@ const Gemm::Plan& Gemm::plan_for(const Key& key) {
                  "cublasLtMatmulPreferenceSetAttribute");
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  const std::uint32_t whole_sums = CUBLASLT_REDUCTION_SCHEME_NONE;
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, whole_sums);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.b_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.a_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.c_alignment);
@@ -114,24 +117,37 @@ const Gemm::Plan& Gemm::plan_for(const Key& key) {
 void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, float* c,
                     std::int64_t c_stride) {
   if (shape.m == 0 || shape.n == 0) return;
+  // The batch's dimension must be the rows of stored matrices.
+  check(shape.batch == BatchDimension::m ? !a.transposed : a.transposed && !b.transposed, "product: another batch");
   // A matrix of one row may have any stride; a leading dimension is at least the row's length.
   const std::int64_t a_stride = std::max(a.stride, a.transposed ? shape.m : shape.k);
   const std::int64_t b_stride = std::max(b.stride, b.transposed ? shape.k : shape.n);
   const std::int64_t stride = std::max(c_stride, shape.n);
-  const bool accumulate = shape.mode == Write::accumulate;
-  const Plan& plan =
-      plan_for({shape.m, shape.n, shape.k, a_stride, b_stride, stride, alignment_of(a.data), alignment_of(b.data),
-                alignment_of(c), a.transposed, b.transposed, accumulate, shape.type});
-  if (!plan.found) {
+  const bool accumulate = shape.mode == Write::accumulate, rows_are_m = shape.batch == BatchDimension::m;
+  Plan& plan = plan_for({rows_are_m ? kTypicalRows : shape.m, shape.n, rows_are_m ? shape.k : kTypicalRows, a_stride,
+                         b_stride, stride, alignment_of(a.data), alignment_of(b.data), alignment_of(c), a.transposed,
+                         b.transposed, accumulate, shape.type});
+  cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
+  if (plan.found) {
+    // The batch's rows are the columns of what cuBLAS sees.
+    const auto set_rows = [&](cublasLtMatrixLayout_t layout) {
+      const auto rows = static_cast<std::uint64_t>(rows_are_m ? shape.m : shape.k);
+      check_cublas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
+                   "cublasLtMatrixLayoutSetAttribute");
+    };
+    set_rows(plan.b);
+    set_rows(rows_are_m ? plan.c : plan.a);
+    const float beta = accumulate ? 1.0f : 0.0f;
+    status =
+        cublasLtMatmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c, c, plan.c,
+                       &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream());
+  }
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
     multiply_by_own_kernel(operation, shape, {a.data, a_stride, a.transposed}, {b.data, b_stride, b.transposed}, c,
                            stride);
-    return;
+  } else {
+    check_cublas(status, operation);
   }
-  const float beta = accumulate ? 1.0f : 0.0f;
-  check_cublas(
-      cublasLtMatmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c, c, plan.c,
-                     &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream()),
-      operation);
 }
 
 void Gemm::multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,

@@ -1,6 +1,8 @@
 // Large matrix products by cuBLASLt: C (m, n) (+)= alpha op(A) op(B), row-major with strides, which cuBLAS sees as the
-// transposed product of column-major matrices. Layouts and the chosen algorithm are kept by shape; where cuBLASLt has
-// no algorithm for a shape (odd strides of 16-bit numbers), the own kernel of products.hpp takes it.
+// transposed product of column-major matrices. An algorithm is chosen once for a shape of parameters, never by the
+// number of rows in the batch and without a split of sums, so that a row goes the same way in any batch and new batches
+// ask for nothing. Where cuBLASLt has no algorithm (odd strides of 16-bit numbers), the own kernel of products.hpp
+// takes it.
 #pragma once
 
 #include <cublasLt.h>
@@ -20,11 +22,15 @@ struct Operand {
   bool transposed = false;
 };
 
+/// The dimension that counts rows of the batch.
+enum class BatchDimension : std::uint8_t { m, k };
+
 struct GemmShape {
   std::int64_t m = 0, n = 0, k = 0;
   float alpha = 1;
   Write mode = Write::overwrite;
   DType type = DType::f32;  ///< of A and B; C is f32, sums are fp32 (no TF32)
+  BatchDimension batch = BatchDimension::m;
 };
 
 class Gemm {
@@ -41,7 +47,7 @@ class Gemm {
   struct Key;
   struct Plan;
   struct Plans;
-  const Plan& plan_for(const Key& key);
+  Plan& plan_for(const Key& key);
   void multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
                               float* c, std::int64_t c_stride);
 
