@@ -1,6 +1,9 @@
 // Emulated cuBLASLt: D = alpha op(A) op(B) + beta C, column-major, fp32 results, sums in double.
 #include "cublasLt.h"
 
+#include <cstdio>
+#include <cstdlib>
+
 #include "emulation.hpp"
 
 namespace {
@@ -127,8 +130,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
   if (!sizes_of(*product, *a_layout, *b_layout, *c_layout, sizes) || c != d || workspace == nullptr ||
       workspace_bytes < algorithm->workspace || !aligned(a, algorithm->alignment[0]) ||
       !aligned(b, algorithm->alignment[1]) || !aligned(c, algorithm->alignment[2]) ||
-      !aligned(d, algorithm->alignment[3]))
-    return CUBLAS_STATUS_INVALID_VALUE;
+      !aligned(d, algorithm->alignment[3])) {
+    std::fputs("emulated cuBLASLt: a product whose parts do not fit together\n", stderr);
+    std::abort();
+  }
   const float alpha_value = *static_cast<const float*>(alpha), beta_value = *static_cast<const float*>(beta);
   emulation::enqueue(stream, [=, product = *product, a_layout = *a_layout, b_layout = *b_layout, c_layout = *c_layout] {
     for (std::uint64_t j = 0; j < sizes.n; ++j)

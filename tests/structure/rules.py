@@ -147,7 +147,20 @@ def files_say_what_they_are(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)}: does not open with what it is"
 
 
+def operations_are_tested(root: Path) -> Iterator[str]:
+    """Every virtual do_NAME of the Backend is called as ->NAME( by a test that runs on all backends."""
+    header = root / "include/fedpdpo/backend/backend.hpp"
+    if not header.is_file():
+        return
+    tests = "".join(path.read_text(encoding="utf-8") for path in sorted((root / "tests/backend").glob("test_*.cpp"))
+                    if "determinism" not in path.name)
+    for name in re.findall(r"virtual [^;]*?\bdo_(\w+)\(", header.read_text(encoding="utf-8")):
+        if name != "allocate" and f"->{name}(" not in tests:  # whatever makes a Tensor allocates
+            yield f"{header.relative_to(root)}: {name} is in no test of tests/backend"
+
+
 RULES: tuple[Rule, ...] = (
     folders_are_known, includes_go_one_way, private_headers_stay_in_their_folder, libraries_stay_in_their_place,
     no_conditional_compilation, headers_have_pragma_once, files_are_not_too_long, files_say_what_they_are,
+    operations_are_tested,
 )

@@ -69,6 +69,8 @@ PLANTED = [
     (rules.files_are_not_too_long, "jobs/x.py", '"""X."""\n' + "x = 1\n" * 500),
     (rules.files_say_what_they_are, "src/core/x.cpp", '#include "fedpdpo/core/error.hpp"\n'),
     (rules.files_say_what_they_are, "tests/python/x.py", "import os\n"),
+    (rules.operations_are_tested, "include/fedpdpo/backend/backend.hpp",
+     "// Operations.\n#pragma once\nclass Backend { virtual void do_axpy(float) = 0; };\n"),
 ]
 
 

@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <compare>
 #include <map>
+#include <string>
 #include <type_traits>
 
 #include "cuda/gemm.hpp"
 #include "cuda/products.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/log.hpp"
 
 namespace fedpdpo::cuda {
 namespace {
@@ -142,7 +144,13 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
         cublasLtMatmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c, c, plan.c,
                        &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream());
   }
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+  // An algorithm that was chosen for other numbers of rows may refuse these.
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
+    if (!own_kernel_used_)
+      log_warning("cuBLASLt takes a product of (" + std::to_string(shape.m) + ", " + std::to_string(shape.k) +
+                  ") and (" + std::to_string(shape.k) + ", " + std::to_string(shape.n) +
+                  ") by no algorithm; the own kernel is slower");
+    own_kernel_used_ = true;
     multiply_by_own_kernel(operation, shape, {a.data, a_stride, a.transposed}, {b.data, b_stride, b.transposed}, c,
                            stride);
   } else {

@@ -55,6 +55,7 @@ class Gemm {
   Scratch<std::byte> workspace_;
   cublasLtHandle_t handle_ = nullptr;
   std::unique_ptr<Plans> plans_;
+  bool own_kernel_used_ = false;
 };
 
 }  // namespace fedpdpo::cuda
