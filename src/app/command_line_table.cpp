@@ -2,6 +2,7 @@
 // RunOptions and BenchOptions; nothing here repeats them.
 #include <algorithm>
 #include <charconv>
+#include <sstream>
 
 #include "command_line_parts.hpp"
 #include "fedpdpo/fed/registry.hpp"
@@ -35,13 +36,10 @@ void set_groups(Line& line, const Given& given) {
 
 std::vector<int> integers(const Given& given, int least, int most) {
   std::vector<int> values;
-  std::string_view rest = given.value();
-  for (std::size_t comma = 0; comma != std::string_view::npos; rest.remove_prefix(comma + 1)) {
-    comma = rest.find(',');
-    const std::string item(rest.substr(0, comma));
+  // One comma more, so that an empty last item is seen.
+  std::istringstream items(given.value() + ",");
+  for (std::string item; std::getline(items, item, ',');)
     values.push_back(integer(Given{given.name, {item}, given.place}, least, most));
-    if (comma == std::string_view::npos) break;
-  }
   return values;
 }
 

@@ -47,11 +47,12 @@ TypicalPair typical_pair(const RunInput& input, const PackingOptions& packing) {
 /// Bytes up and down of a participant in the first round, of one group.
 std::pair<double, double> exchanged_bytes(const RunInput& input, const RunOptions& o, const FederatedMethod& method,
                                           const ParameterLayout& layout) {
-  const double clients = o.partition.num_clients - o.partition.num_new_clients;
-  const double drawn = o.participation <= 1 ? std::max(1.0, std::round(o.participation * clients)) : o.participation;
+  std::vector<int> clients(static_cast<std::size_t>(o.partition.num_clients - o.partition.num_new_clients));
+  std::iota(clients.begin(), clients.end(), 0);
+  const std::size_t drawn = draw_participants(clients, o.participation, o.seed(), 1, 0).size();
   const TrafficRound round{.layout = layout,
                            .num_participants = static_cast<int>(drawn),
-                           .rank_shares = drawn,
+                           .rank_shares = static_cast<double>(drawn),
                            .residual = method.moves_backbone() ? residual_size(layout, input.model.config()) : 0};
   const Traffic traffic = method.traffic(round);
   const std::vector<float> x(layout.shared_size());

@@ -105,14 +105,18 @@ std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<
   return loras;
 }
 
+std::vector<WeightedLora> weighted(std::span<const GatheredLora> loras) {
+  std::vector<WeightedLora> views;
+  for (const GatheredLora& lora : loras) views.push_back({lora.values, lora.share, lora.weight});
+  return views;
+}
+
 std::vector<double> gather_aggregation_error(const AggregationGroup& group, const ParameterLayout& layout,
                                              std::int64_t num_layers, std::span<const Contribution> own,
                                              std::span<const float> average) {
   const std::vector<GatheredLora> loras = gather_loras(group, own, average.size(), false);
   if (group.communicator().rank() != 0) return {};
-  std::vector<WeightedLora> list;
-  for (const GatheredLora& lora : loras) list.push_back({lora.values, lora.share});
-  return lora_aggregation_error(layout, num_layers, list, average);
+  return lora_aggregation_error(layout, num_layers, weighted(loras), average);
 }
 
 }  // namespace fedpdpo

@@ -9,12 +9,10 @@
 
 #include "fedpdpo/comm/exact_sum.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/finite.hpp"
 #include "fedpdpo/core/random.hpp"
 
 namespace fedpdpo {
-bool all_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
-}
 
 std::vector<int> group_of_clients(const RunOptions& options, const Partition& partition) {
   std::vector<int> group;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/finite.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -62,10 +63,7 @@ Compressed compress_update(const CompressionOptions& options, std::span<const st
   check(memory.size() == size || (memory.empty() && !options.error_feedback),
         "compress_update: memory and values differ in size");
   check(size <= std::size_t{1} << 32, "compress_update: indices have 32 bits");
-  if (options.kind == Compression::none) {
-    const bool finite = std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
-    return {4 * size, 0, finite};
-  }
+  if (options.kind == Compression::none) return {4 * size, 0, all_finite(values)};
 
   const bool is_topk = options.kind == Compression::topk;
   const std::size_t count = is_topk ? topk_count(options.topk_share, size) : size;
@@ -74,8 +72,8 @@ Compressed compress_update(const CompressionOptions& options, std::span<const st
   for (std::size_t i = 0; i < size; ++i) {
     const double remembered = options.error_feedback ? memory[i] : 0;
     u[i] = static_cast<float>(static_cast<double>(values[i]) - base[i] + remembered);
-    result.finite = result.finite && std::isfinite(u[i]);
   }
+  result.finite = all_finite(u);
   if (!result.finite) return result;
 
   std::vector<double> sent(size);

@@ -46,8 +46,7 @@ Federation::Federation(const FederationInput& input)
   personalization_ =
       make_personalization({o.adapter.personal_lora, o.personal_prox, o.personal_mix, o.personal_samples});
   if (!o.lora_ranks.empty())
-    for (HostedClient& client : clients_.all())
-      clients_.set_rank(client, o.lora_ranks[static_cast<std::size_t>(client.state.client) % o.lora_ranks.size()]);
+    for (HostedClient& client : clients_.all()) clients_.set_rank(client, o.lora_rank_of(client.state.client));
   form_groups(group_of_clients(o, in_.partition));
   // The server starts where client 0 starts; LoRA's start is the same for all.
   std::vector<float> initial(layout_.size());
@@ -140,10 +139,8 @@ void Federation::restart_moments(HostedClient& client) {
   }
   for (Group group : in_.method.restarted_groups()) {
     if (!layout_.has(group)) continue;
-    const auto begin = static_cast<std::int64_t>(layout_.range(group).begin);
-    const auto end = static_cast<std::int64_t>(layout_.range(group).end);
-    in_.backend.fill(buffers.first_moment(client.state).columns(begin, end), 0.0f);
-    in_.backend.fill(buffers.second_moment(client.state).columns(begin, end), 0.0f);
+    in_.backend.fill(layout_.part(buffers.first_moment(client.state), group), 0.0f);
+    in_.backend.fill(layout_.part(buffers.second_moment(client.state), group), 0.0f);
     client.state.adam_steps[static_cast<std::size_t>(group)] = 0;
   }
 }

@@ -1,33 +1,14 @@
 // The round loop: evaluation, in the rounds and at the end.
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/fed/federation.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
+#include "keyed_rows.hpp"
 #include "phase_timer.hpp"
 
 namespace fedpdpo {
-namespace {
-
-/// Rows of numbers of every rank, each behind its client and its length, by client on rank 0.
-std::map<int, std::vector<double>> gather_by_client(const Communicator& world, std::span<const double> own) {
-  std::map<int, std::vector<double>> by_client;
-  for (const auto& bytes : world.gather(std::as_bytes(own), 0)) {
-    std::vector<double> numbers(bytes.size() / sizeof(double));
-    if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), bytes.size());
-    for (std::size_t at = 0; at < numbers.size();) {
-      const auto n = static_cast<std::size_t>(numbers[at + 1]);
-      const auto begin = numbers.begin() + static_cast<std::ptrdiff_t>(at) + 2;
-      by_client[static_cast<int>(numbers[at])].assign(begin, begin + static_cast<std::ptrdiff_t>(n));
-      at += 2 + n;
-    }
-  }
-  return by_client;
-}
-
-}  // namespace
 
 /// The weights that a client's passes run on: its group's, where the method moves them.
 void Federation::use_backbone_of(int client) {
@@ -56,23 +37,19 @@ std::vector<float> Federation::weigh_instances(const HostedClient& client, std::
   return instance_weights(embed(pairs), embed(train.first(samples)), static_cast<std::size_t>(in_.config.hidden_size));
 }
 
-std::optional<Evaluation> Federation::evaluate_on(HostedClient& client, std::span<const ClientPair> pairs,
-                                                  bool stoppable) {
-  const std::vector<float> weights = weigh_instances(client, pairs);
-  use_backbone_of(client.state.client);
-  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, in_.options.micro_rows,
-                  stoppable ? stop_requested : nullptr);
-}
-
-/// A client's present model on its own pairs of a split; nullopt where a signal stopped it.
-std::optional<Evaluation> Federation::evaluate_client(HostedClient& client, Split split) {
-  const std::vector<ClientPair>& pairs = client.data.of(split);
+/// The same for a client's own pairs of a split.
+const std::vector<float>& Federation::own_instance_weights(const HostedClient& client, Split split) {
   // The bare backbone and the pairs never change, so neither do the weights.
   const auto [found, is_new] = instance_weights_.try_emplace({client.state.client, split});
-  if (is_new) found->second = weigh_instances(client, pairs);
+  if (is_new) found->second = weigh_instances(client, client.data.of(split));
+  return found->second;
+}
+
+/// A client's present model on pairs, whose instance weights are given; nullopt where `stop` became true.
+std::optional<Evaluation> Federation::evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
+                                                  std::span<const float> weights, const std::function<bool()>& stop) {
   use_backbone_of(client.state.client);
-  return evaluate(in_.pairs, policy_, model_of(client, found->second), loss_, pairs, in_.options.micro_rows,
-                  stop_requested);
+  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, in_.options.micro_rows, stop);
 }
 
 bool Federation::evaluate_all(Point point) {
@@ -86,7 +63,8 @@ bool Federation::evaluate_all(Point point) {
   for (HostedClient& client : clients_.all()) {
     if (!group_of(client.state.client)) continue;
     for (Split split : splits_) {
-      const auto evaluation = evaluate_client(client, split);
+      const auto evaluation =
+          evaluate_on(client, client.data.of(split), own_instance_weights(client, split), stop_requested);
       if (!evaluation) return false;
       table_.set_evaluation(client.row, split, point, *evaluation);
       if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;
@@ -99,19 +77,20 @@ bool Federation::evaluate_all(Point point) {
 FinalMargins Federation::gather_margins() {
   FinalMargins margins;
   if (std::find(splits_.begin(), splits_.end(), Split::test) == splits_.end()) return margins;
-  std::vector<double> own;
+  KeyedRows own;
   for (HostedClient& client : clients_.all()) {
     if (!group_of(client.state.client)) continue;
     // After a resume at the very end nothing was evaluated in this process.
     if (!last_test_.contains(client.state.client))
-      last_test_[client.state.client] = *evaluate_on(client, client.data.of(Split::test), false);
+      last_test_[client.state.client] =
+          *evaluate_on(client, client.data.of(Split::test), own_instance_weights(client, Split::test), nullptr);
     const Evaluation& e = last_test_[client.state.client];
-    own.push_back(client.state.client);
-    own.push_back(static_cast<double>(3 * e.margin.size()));
+    std::vector<double> numbers;
     for (const auto* list : {&e.margin, &e.margin_implicit, &e.margin_explicit})
-      own.insert(own.end(), list->begin(), list->end());
+      numbers.insert(numbers.end(), list->begin(), list->end());
+    own.add(client.state.client, numbers);
   }
-  for (const auto& [client, numbers] : gather_by_client(in_.world, own)) {
+  for (const auto& [client, numbers] : own.gather(in_.world)) {
     const auto& pairs =
         in_.partition.clients[static_cast<std::size_t>(client)].pairs[static_cast<std::size_t>(Split::test)];
     const std::size_t n = numbers.size() / 3;
@@ -131,17 +110,19 @@ FinalMargins Federation::gather_margins() {
 CrossEvaluation Federation::cross_evaluate() {
   CrossEvaluation cross;
   const std::size_t n = in_.partition.clients.size();
-  std::vector<double> own;
-  for (HostedClient& client : clients_.all()) {
-    if (!group_of(client.state.client)) continue;
-    own.push_back(client.state.client);
-    own.push_back(static_cast<double>(n));
-    for (std::size_t other = 0; other < n; ++other) {
-      const ClientData data = client_data(in_.partition, static_cast<int>(other), in_.reference);
-      own.push_back(evaluate_on(client, data.of(Split::test), false)->accuracy);
+  std::map<int, std::vector<double>> accuracies;
+  for (std::size_t other = 0; other < n; ++other) {
+    const ClientData data = client_data(in_.partition, static_cast<int>(other), in_.reference);
+    const std::vector<ClientPair>& pairs = data.of(Split::test);
+    for (const HostedClient& client : clients_.all()) {
+      if (!group_of(client.state.client)) continue;
+      const auto evaluation = evaluate_on(client, pairs, weigh_instances(client, pairs), nullptr);
+      accuracies[client.state.client].push_back(evaluation->accuracy);
     }
   }
-  const auto by_client = gather_by_client(in_.world, own);
+  KeyedRows own;
+  for (const auto& [client, row] : accuracies) own.add(client, row);
+  const auto by_client = own.gather(in_.world);
   if (in_.world.rank() != 0) return cross;
   cross.num_clients = n;
   cross.accuracy.assign(n * n, std::numeric_limits<double>::quiet_NaN());
@@ -158,11 +139,11 @@ NewClients Federation::fit_new_clients() {
   const RunOptions& o = in_.options;
   if (o.partition.num_new_clients == 0) return fitted;
   const std::vector<ServerState> states = server_states();
-  std::vector<double> own;
+  std::optional<MovedBackbone> moved;
+  KeyedRows own;
   for (HostedClient& client : clients_.all()) {
     if (group_of(client.state.client)) continue;
     const ClientShare& share = in_.partition.clients[static_cast<std::size_t>(client.state.client)];
-    std::optional<MovedBackbone> moved;
     const auto receive = [&](std::size_t group) {
       if (layout_.shared_size() > 0) clients_.set_shared(client, states[group].values);
       policy_.use_backbone(in_.weights);
@@ -199,12 +180,8 @@ NewClients Federation::fit_new_clients() {
     if (personalization_) {
       // A new client's personal LoRA starts from what it received and is its own from then on: no pull, no mixture.
       const View values = clients_.buffers().values(client.state);
-      const auto part = [&](Group group) {
-        const ParameterRange range = layout_.range(group);
-        return values.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
-      };
-      in_.backend.copy(part(Group::lora_a), part(Group::personal_a));
-      in_.backend.copy(part(Group::lora_b), part(Group::personal_b));
+      in_.backend.copy(layout_.part(values, Group::lora_a), layout_.part(values, Group::personal_a));
+      in_.backend.copy(layout_.part(values, Group::lora_b), layout_.part(values, Group::personal_b));
     }
     const Member member{&client.state, &client.data, client.data.of(Split::train)};
     for (int step = 0; step < phase.steps && !phase.trainable.empty(); ++step) {
@@ -212,12 +189,11 @@ NewClients Federation::fit_new_clients() {
       ++client.state.refit_done;
     }
     const Evaluation after = score(Split::test, phase.adapter);
-    own.insert(own.end(), {static_cast<double>(client.state.client), 4, static_cast<double>(best), received,
-                           after.accuracy, after.loss});
-    policy_.use_backbone(in_.weights);
+    own.add(client.state.client, std::vector<double>{static_cast<double>(best), received, after.accuracy, after.loss});
   }
+  policy_.use_backbone(in_.weights);
   fitted.steps = o.new_client_steps;
-  for (const auto& [client, row] : gather_by_client(in_.world, own)) {
+  for (const auto& [client, row] : own.gather(in_.world)) {
     fitted.client.push_back(client);
     fitted.group.push_back(static_cast<std::int32_t>(row[0]));
     fitted.accuracy_received.push_back(row[1]);

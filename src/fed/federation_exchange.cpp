@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "fedpdpo/core/finite.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/fed/aggregation_error.hpp"
 #include "fedpdpo/fed/federation.hpp"
@@ -147,10 +148,8 @@ void Federation::average_group(AggregationGroup& group, std::span<Result> result
     in_.method.update_server(group.server, round);
     if (in_.method.moves_backbone()) {
       group.server.residual.resize(residual_size(layout_, in_.config));
-      const auto gathered = gather_loras(group, own, average.size());
-      std::vector<WeightedLora> loras;
-      for (const GatheredLora& lora : gathered) loras.push_back({lora.values, lora.share, lora.weight});
-      in_.method.move_backbone(group.server, round, loras);
+      const auto loras = gather_loras(group, own, average.size());
+      in_.method.move_backbone(group.server, round, weighted(loras));
     }
   }
   distribute(group);

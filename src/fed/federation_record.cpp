@@ -2,10 +2,10 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstring>
 
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/fed/federation.hpp"
+#include "keyed_rows.hpp"
 #include "phase_timer.hpp"
 
 namespace fedpdpo {
@@ -15,9 +15,8 @@ ExchangeFacts Federation::sent(const HostedClient& client) {
   const AggregationGroup& group = *group_of(client.state.client);
   TrafficRound round{layout_, round_};
   const auto rank_share = [&](int number) {
-    const std::vector<int>& ranks = in_.options.lora_ranks;
-    if (ranks.empty()) return 1.0;
-    return static_cast<double>(ranks[static_cast<std::size_t>(number) % ranks.size()]) / layout_.options().lora_rank;
+    if (in_.options.lora_ranks.empty()) return 1.0;
+    return static_cast<double>(in_.options.lora_rank_of(number)) / layout_.options().lora_rank;
   };
   round.rank_share = rank_share(client.state.client);
   round.rank_shares = 0;
@@ -71,26 +70,13 @@ void Federation::record(RunFile* run_file) {
 }
 
 void Federation::record_aggregation_error() {
-  std::vector<double> own;
-  for (const auto& [group, errors] : aggregation_error_) {
-    if (errors.empty()) continue;
-    own.push_back(group);
-    own.insert(own.end(), errors.begin(), errors.end());
-  }
-  const auto all = in_.world.gather(std::as_bytes(std::span(own)), 0);
-  if (!history_) return;
-  const auto layers = static_cast<std::size_t>(in_.config.num_layers);
-  std::map<int, std::vector<double>> by_group;
-  for (const auto& bytes : all) {
-    std::vector<double> numbers(bytes.size() / sizeof(double));
-    if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), bytes.size());
-    for (std::size_t at = 0; at < numbers.size(); at += layers + 1)
-      by_group[static_cast<int>(numbers[at])].assign(numbers.begin() + static_cast<std::ptrdiff_t>(at) + 1,
-                                                     numbers.begin() + static_cast<std::ptrdiff_t>(at + 1 + layers));
-  }
-  if (by_group.empty()) return;
+  KeyedRows own;
+  for (const auto& [group, errors] : aggregation_error_)
+    if (!errors.empty()) own.add(group, errors);
+  const auto by_group = own.gather(in_.world);
+  if (!history_ || by_group.empty()) return;
   std::span<double> row = history_->at("/rounds/lora_aggregation_error").row(static_cast<std::size_t>(round_));
-  for (std::size_t layer = 0; layer < layers; ++layer) {
+  for (std::size_t layer = 0; layer < row.size(); ++layer) {
     double sum = 0;
     for (const auto& [group, errors] : by_group) sum += errors[layer];
     row[layer] = sum / static_cast<double>(by_group.size());

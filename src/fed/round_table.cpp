@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "fedpdpo/core/error.hpp"
+#include "keyed_rows.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -186,22 +186,12 @@ void RoundTable::define(History& history, int num_clients) const {
 void RoundTable::record(const Communicator& world, std::span<const int> clients,
                         std::span<const std::vector<double>* const> rows, int round, int num_clients,
                         History* history) const {
-  std::vector<double> own;
-  for (std::size_t i = 0; i < clients.size(); ++i) {
-    own.push_back(clients[i]);
-    own.insert(own.end(), rows[i]->begin(), rows[i]->end());
-  }
-  const auto all = world.gather(std::as_bytes(std::span(own)), 0);
+  KeyedRows own;
+  for (std::size_t i = 0; i < clients.size(); ++i) own.add(clients[i], *rows[i]);
+  auto by_client = own.gather(world);
   if (!history) return;
   std::vector<std::vector<double>> table(static_cast<std::size_t>(num_clients), empty_row());
-  const std::size_t width = columns_.size() + 1;
-  for (const auto& bytes : all) {
-    std::vector<double> numbers(bytes.size() / sizeof(double));
-    std::memcpy(numbers.data(), bytes.data(), bytes.size());
-    for (std::size_t at = 0; at + width <= numbers.size(); at += width)
-      std::copy_n(numbers.begin() + static_cast<std::ptrdiff_t>(at) + 1, columns_.size(),
-                  table[static_cast<std::size_t>(numbers[at])].begin());
-  }
+  for (auto& [client, row] : by_client) table[static_cast<std::size_t>(client)] = std::move(row);
   for (std::size_t c = 0; c < columns_.size(); ++c) {
     std::span<double> row = history->at("/clients/" + columns_[c].path).row(static_cast<std::size_t>(round));
     std::vector<double> known;

@@ -210,6 +210,14 @@ ClientMatrix ParameterLayout::stacked_a(int layer, Block block, Adapter adapter,
   return a;
 }
 
+View ParameterLayout::part(View rows, Group group) const {
+  return rows.columns(static_cast<std::int64_t>(range(group).begin), static_cast<std::int64_t>(range(group).end));
+}
+
+ConstView ParameterLayout::part(ConstView rows, Group group) const {
+  return rows.columns(static_cast<std::int64_t>(range(group).begin), static_cast<std::int64_t>(range(group).end));
+}
+
 void ParameterLayout::draw_lora(std::uint64_t seed, int round, const Parameter& p, std::span<float> part) const {
   if (p.group != Group::lora_a && p.group != Group::personal_a) {
     std::fill(part.begin(), part.end(), 0.0f);

@@ -12,13 +12,6 @@ namespace {
 
 bool is_lora(Group group) { return group == Group::lora_a || group == Group::lora_b; }
 
-/// Rows of pair `i`.
-std::pair<std::size_t, std::size_t> rows_of_pair(const PackedBatch& batch, std::size_t i) {
-  const auto group = [&](std::size_t g) { return static_cast<std::size_t>(batch.segment_groups[g]); };
-  return {static_cast<std::size_t>(batch.segments[group(i)].begin),
-          static_cast<std::size_t>(batch.segments[group(i + 1) - 1].end)};
-}
-
 /// The row weights of a batch of pairs `first`, `first` + 1, ... of the model.
 RowWeights row_weights(const EvaluatedModel& model, const PackedBatch& batch, std::size_t first) {
   RowWeights weights;
@@ -29,7 +22,7 @@ RowWeights row_weights(const EvaluatedModel& model, const PackedBatch& batch, st
   weights.personal.resize(rows);
   for (std::size_t i = 0; i < batch.pairs.size(); ++i) {
     const float personal = model.personal_weights[first + i];
-    const auto [begin, end] = rows_of_pair(batch, i);
+    const auto [begin, end] = batch.rows_of_pair(i);
     for (std::size_t row = begin; row < end; ++row) {
       weights.shared[row] = model.lora_weight * (1 - personal);
       weights.personal[row] = personal;
@@ -41,6 +34,21 @@ RowWeights row_weights(const EvaluatedModel& model, const PackedBatch& batch, st
 void add_reference(PairScores& scores, const ClientPair& pair) {
   scores.reference_chosen = pair.reference_chosen;
   scores.reference_rejected = pair.reference_rejected;
+}
+
+/// visit(batch, index of its first pair) for a list of pairs, packed in batches of about `micro_rows` rows.
+template <class Visit>
+void for_batches(const PairSet& set, const PackingOptions& packing, std::int32_t slot,
+                 std::span<const ClientPair> pairs, int micro_rows, Visit visit) {
+  std::vector<PairToPack> to_pack;
+  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
+  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
+  PackedBatch batch;
+  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
+    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
+    pack(set, std::span(&member, 1), packing, batch);
+    if (!visit(std::as_const(batch), cuts[c])) return;
+  }
 }
 
 double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 : 0.0); }
@@ -191,10 +199,7 @@ void LocalTrainer::apply(const Member& member, int round, std::span<const Group>
   View values = buffers_.values(state), gradients = gradient(state);
   if (hooks.before_step) hooks.before_step(member, values, gradients);
 
-  const auto part = [&](View view, Group group) {
-    const ParameterRange range = layout_.range(group);
-    return view.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
-  };
+  const auto part = [&](View view, Group group) { return layout_.part(view, group); };
   double squared_lora = 0, squared_private = 0;
   for (Group group : trainable)
     if (layout_.has(group))
@@ -230,19 +235,16 @@ std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const Eva
                                    const LossOptions& loss, std::span<const ClientPair> pairs, int micro_rows,
                                    const std::function<bool()>& stop) {
   Evaluation result;
-  std::vector<PairToPack> to_pack;
-  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
-  const PackingOptions packing = policy.packing();
-  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
-  PackedBatch batch;
   std::vector<PairScores> all(pairs.size());
-  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
-    if (stop && stop()) return std::nullopt;
-    const MemberPairs member{model.slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
-    pack(set, std::span(&member, 1), packing, batch);
-    policy.score(batch, model.parameters, std::span(all).subspan(cuts[c], cuts[c + 1] - cuts[c]),
-                 row_weights(model, batch, cuts[c]));
-  }
+  bool stopped = false;
+  for_batches(set, policy.packing(), model.slot, pairs, micro_rows, [&](const PackedBatch& batch, std::size_t first) {
+    stopped = stop && stop();
+    if (!stopped)
+      policy.score(batch, model.parameters, std::span(all).subspan(first, batch.pairs.size()),
+                   row_weights(model, batch, first));
+    return !stopped;
+  });
+  if (stopped) return std::nullopt;
   for (std::size_t i = 0; i < pairs.size(); ++i) add_reference(all[i], pairs[i]);
   const BatchStatistics statistics = loss_needs_statistics(loss.kind) ? batch_statistics(loss, all) : BatchStatistics{};
   for (const PairScores& s : all) {
@@ -272,18 +274,12 @@ std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const Eva
 
 std::vector<float> embed_pairs(const PairSet& set, Policy& policy, const CohortParameters& parameters,
                                std::int32_t slot, std::span<const ClientPair> pairs, int micro_rows) {
-  std::vector<PairToPack> to_pack;
-  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
-  const PackingOptions packing = policy.packing();
-  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
   std::vector<float> result;
-  PackedBatch batch;
-  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
-    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
-    pack(set, std::span(&member, 1), packing, batch);
+  for_batches(set, policy.packing(), slot, pairs, micro_rows, [&](const PackedBatch& batch, std::size_t) {
     const std::vector<float> part = policy.pair_embeddings(batch, parameters);
     result.insert(result.end(), part.begin(), part.end());
-  }
+    return true;
+  });
   return result;
 }
 

@@ -55,9 +55,7 @@ std::vector<float> Policy::pair_embeddings(const PackedBatch& batch, const Cohor
   std::vector<float> result(batch.pairs.size() * d);
   std::vector<double> sum(d);
   for (std::size_t i = 0; i < batch.pairs.size(); ++i) {
-    const auto group = [&](std::size_t g) { return static_cast<std::size_t>(batch.segment_groups[g]); };
-    const auto begin = static_cast<std::size_t>(batch.segments[group(i)].begin);
-    const auto end = static_cast<std::size_t>(batch.segments[group(i + 1) - 1].end);
+    const auto [begin, end] = batch.rows_of_pair(i);
     std::fill(sum.begin(), sum.end(), 0.0);
     for (std::size_t row = begin; row < end; ++row)
       for (std::size_t j = 0; j < d; ++j) sum[j] += static_cast<double>(hidden[row * d + j]);

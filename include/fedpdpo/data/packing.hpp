@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fedpdpo/backend/batch.hpp"
@@ -57,6 +58,12 @@ struct PackedBatch {
 
   std::int32_t num_rows() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_targets() const { return static_cast<std::int32_t>(target_rows.size()); }
+  /// First and one past the last row of pair `i`, where a pair is one segment group.
+  std::pair<std::size_t, std::size_t> rows_of_pair(std::size_t i) const {
+    const auto group = [&](std::size_t g) { return static_cast<std::size_t>(segment_groups[g]); };
+    return {static_cast<std::size_t>(segments[group(i)].begin),
+            static_cast<std::size_t>(segments[group(i + 1) - 1].end)};
+  }
 };
 
 struct PackingOptions {

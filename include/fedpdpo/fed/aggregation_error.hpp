@@ -26,6 +26,9 @@ struct GatheredLora {
   std::vector<float> values;
 };
 
+/// Views of them.
+std::vector<WeightedLora> weighted(std::span<const GatheredLora> loras);
+
 /// Collective over the group: the counted contributions of all its ranks in the order of the clients, on every rank (on
 /// rank 0 alone with `to_all` false).
 std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,

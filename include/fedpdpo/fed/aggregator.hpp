@@ -14,8 +14,6 @@
 
 namespace fedpdpo {
 
-bool all_finite(std::span<const float> values);
-
 /// Group of every client at the start; groups are numbered from 0, new clients are in none (-1).
 std::vector<int> group_of_clients(const RunOptions& options, const Partition& partition);
 

@@ -3,6 +3,7 @@
 // method: what differs between methods is asked of FederatedMethod.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -80,8 +81,9 @@ class Federation {
   // evaluation (federation_evaluate.cpp)
   void use_backbone_of(int client);
   EvaluatedModel model_of(const HostedClient& client, std::span<const float> personal_weights);
-  std::optional<Evaluation> evaluate_client(HostedClient& client, Split split);
-  std::optional<Evaluation> evaluate_on(HostedClient& client, std::span<const ClientPair> pairs, bool stoppable);
+  const std::vector<float>& own_instance_weights(const HostedClient& client, Split split);
+  std::optional<Evaluation> evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
+                                        std::span<const float> weights, const std::function<bool()>& stop);
   std::vector<float> weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs);
   bool evaluate_all(Point point);
   FinalMargins gather_margins();

@@ -24,9 +24,8 @@ std::vector<double> direction_products(const Communicator& world, int num_client
 /// Merging goes on, closest two groups first, until there are `num_groups`, or, where that is 0, until the closest two
 /// conflict: the mean cosine between them is
 ///   - below minus half of the mean cosine within them: they point apart as much as each holds together, and
-///   - more than `errors` standard errors below 0, one being s / sqrt(number of pairs between them) with s the root
-///   mean
-///     square of all cosines.
+///   - more than `errors` standard errors below 0, one being s / sqrt(number of pairs between them), with s the root
+///     mean square of all cosines.
 /// Clients of different data without a conflict are nearly orthogonal, so this tells skew from contradiction. With few
 /// clients there are too few pairs to tell: 3 errors take more than 9 pairs.
 struct GroupingRule {

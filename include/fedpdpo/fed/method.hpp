@@ -32,7 +32,7 @@ struct LocalStep {
   View gradient;                                      ///< over all trainables; groups that are not trained hold garbage
   std::map<std::string, Tensor>& state;               ///< the method's own arrays of this client, kept and checkpointed
   const std::map<std::string, Tensor>& server_state;  ///< the group's ServerState::state
-  std::vector<Group> trained = {};                    ///< the groups that this step trains; empty outside of steps
+  std::span<const Group> trained = {};                ///< the groups that this step trains; empty outside of steps
 
   bool trains(Group group) const;
   /// An array of the client's state over the shared span, zeros where it is new.
@@ -49,7 +49,7 @@ struct LocalStep {
 struct ServerState {
   std::vector<float> values;                        ///< x, (shared_size)
   std::map<std::string, std::vector<float>> state;  ///< the method's own arrays, kept and checkpointed
-  std::vector<float> residual;                      ///< what has been added to W0, by residual_sites(); may be empty
+  std::vector<float> residual;  ///< what has been added to W0, as residual_size() counts it; may be empty
 };
 
 /// One client's LoRA over the shared span, and its share of the average.

@@ -85,6 +85,9 @@ struct RunOptions {
   bool overwrite = false;
 
   std::uint64_t seed() const { return partition.seed; }
+  int lora_rank_of(int client) const {
+    return lora_ranks.empty() ? adapter.lora_rank : lora_ranks[static_cast<std::size_t>(client) % lora_ranks.size()];
+  }
 };
 
 /// Every option as text by its long name ("lr-shared" -> "0.001"): what run.h5 records. The numbers are written so that

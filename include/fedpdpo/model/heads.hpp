@@ -42,8 +42,9 @@ class Heads {
   const ModelConfig& config_;
   const Weights& weights_;
   const ParameterLayout& layout_;
-  Tensor inner_, inner_active_, d_inner_, outer_, d_outer_, z_, d_h_unused_,
-      d_gate_unused_;             // (T, m), (T, m), (T, m), (T, d) ...
+  Tensor inner_, inner_active_, d_inner_;    // (T, m)
+  Tensor outer_, d_outer_, z_, d_h_unused_;  // (T, d)
+  Tensor d_gate_unused_;
   Tensor low_rank_, d_low_rank_;  // (R, r_h)
 };
 

@@ -86,6 +86,10 @@ class ParameterLayout {
   int head_weight = -1, head_q = -1, head_p = -1;
   int reward_weight = -1, reward_bias = -1;
 
+  /// A group's columns of rows over all trainables, or over the shared span where the group is shared.
+  View part(View rows, Group group) const;
+  ConstView part(ConstView rows, Group group) const;
+
   /// Values at the start: A and D Kaiming-uniform as PEFT and torch.nn.Linear draw them (bound 1 / sqrt(fan_in)), B, U,
   /// Q, reward and gate 0, H the pretrained head (V, d). LoRA is drawn from (seed) alone, so that every client starts
   /// at the same point, and the personal LoRA where the shared one starts; private modules from (seed, client).

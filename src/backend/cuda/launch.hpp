@@ -28,11 +28,14 @@ inline __device__ const float* row_of(ConstView x, std::int64_t t) {
 }
 inline __device__ float* row_of(View x, std::int64_t t) { return static_cast<float*>(x.data) + t * x.stride; }
 
+/// Element `at` of f32 or bf16 memory.
+inline __device__ float widened(const void* memory, DType type, std::int64_t at) {
+  if (type == DType::f32) return static_cast<const float*>(memory)[at];
+  return __uint_as_float(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(memory)[at]) << 16);
+}
 /// Element `c` of row `t` of an f32 or bf16 matrix.
 inline __device__ float widened(ConstView x, std::int64_t t, std::int64_t c) {
-  if (x.dtype == DType::f32) return row_of(x, t)[c];
-  const auto* half = static_cast<const std::uint16_t*>(x.data) + t * x.stride;
-  return __uint_as_float(static_cast<std::uint32_t>(half[c]) << 16);
+  return widened(x.data, x.dtype, t * x.stride + c);
 }
 
 /// To the nearest bf16, ties to even; NaN stays NaN.

@@ -19,11 +19,6 @@ struct TaskTable {
   ProductTask tasks[kMostTasks];
 };
 
-__device__ float element(const void* matrix, DType type, std::int64_t at) {
-  if (type == DType::f32) return static_cast<const float*>(matrix)[at];
-  return __uint_as_float(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(matrix)[at]) << 16);
-}
-
 __device__ void finish(float* c, float sum, const ProductShape& shape) {
   *c = shape.mode == Write::accumulate ? fmaf(shape.alpha, sum, *c) : shape.alpha * sum;
 }
@@ -43,14 +38,14 @@ __global__ void __launch_bounds__(kSide* kSide) tile_kernel(TaskTable table, Pro
       const bool along_depth = shape.a_col == 1;
       const int k = along_depth ? at % kStep : at / kTile, i = along_depth ? at / kStep : at % kTile;
       a_tile[k][i] = i0 + i < task.m && k0 + k < task.depth
-                         ? element(task.a, shape.a_type, (i0 + i) * shape.a_row + (k0 + k) * shape.a_col)
+                         ? widened(task.a, shape.a_type, (i0 + i) * shape.a_row + (k0 + k) * shape.a_col)
                          : 0.0f;
     }
     for (int at = thread; at < kTile * kStep; at += kSide * kSide) {
       const bool along_depth = shape.b_row == 1;
       const int k = along_depth ? at % kStep : at / kTile, j = along_depth ? at / kStep : at % kTile;
       b_tile[k][j] = j0 + j < shape.n && k0 + k < task.depth
-                         ? element(task.b, shape.b_type, (k0 + k) * shape.b_row + (j0 + j) * shape.b_col)
+                         ? widened(task.b, shape.b_type, (k0 + k) * shape.b_row + (j0 + j) * shape.b_col)
                          : 0.0f;
     }
     __syncthreads();
@@ -78,10 +73,10 @@ __global__ void __launch_bounds__(kRowWarps* kWarp) row_kernel(TaskTable table, 
   if (i >= task.m) return;  // whole warps
   float sums[kRowColumns] = {};
   for (std::int64_t k = lane; k < task.depth; k += kWarp) {
-    const float value = element(task.a, shape.a_type, i * shape.a_row + k * shape.a_col);
+    const float value = widened(task.a, shape.a_type, i * shape.a_row + k * shape.a_col);
     for (int s = 0; s < kRowColumns; ++s)
       if (j0 + s < shape.n)
-        sums[s] = fmaf(value, element(task.b, shape.b_type, k * shape.b_row + (j0 + s) * shape.b_col), sums[s]);
+        sums[s] = fmaf(value, widened(task.b, shape.b_type, k * shape.b_row + (j0 + s) * shape.b_col), sums[s]);
   }
   for (int s = 0; s < kRowColumns; ++s) {
     const float sum = warp_sum(sums[s]);

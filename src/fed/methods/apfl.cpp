@@ -18,18 +18,14 @@ struct Factor {
   View own, common, mixed;
 };
 
-View part(View all, ParameterRange range) {
-  return all.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
-}
-
 /// v of the client's state; v = m where it is new.
 std::array<Factor, 2> factors(const LocalStep& step) {
   const auto make = [&](const char* name, Group common, Group personal) {
-    const View mixed = part(step.values, step.layout.range(personal));
+    const View mixed = step.layout.part(step.values, personal);
     const bool known = step.state.contains(name);
     const View own = step.client_array(name, mixed.cols);
     if (!known) step.backend.copy(mixed, own);
-    return Factor{own, part(step.values, step.layout.range(common)), mixed};
+    return Factor{own, step.layout.part(step.values, common), mixed};
   };
   return {make("apfl.a", Group::lora_a, Group::personal_a), make("apfl.b", Group::lora_b, Group::personal_b)};
 }
@@ -71,8 +67,8 @@ void Apfl::adjust_gradient(const LocalStep& step) const {
   const double a = share(step);
   const std::array<Factor, 2> both = factors(step);
   constexpr Group personal[] = {Group::personal_a, Group::personal_b};
-  const View gradients[] = {part(step.gradient, step.layout.range(personal[0])),
-                            part(step.gradient, step.layout.range(personal[1]))};
+  const View gradients[] = {step.layout.part(step.gradient, personal[0]),
+                            step.layout.part(step.gradient, personal[1])};
   double slope = 0;
   for (std::size_t i = 0; i < both.size(); ++i)
     if (step.trains(personal[i]))  // else its gradient is garbage

@@ -12,14 +12,11 @@ std::vector<Phase> Ditto::plan_round(std::vector<Phase> phases) const {
 void Ditto::adjust_gradient(const LocalStep& step) const {
   if (prox_ == 0) return;
   const auto prox = static_cast<float>(prox_);
-  const auto part = [](auto view, ParameterRange range) {
-    return view.columns(static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end));
-  };
   for (const auto& [common, own] : {std::pair{Group::lora_a, Group::personal_a}, {Group::lora_b, Group::personal_b}}) {
     if (!step.layout.is_shared(common)) continue;
-    View gradient = part(step.gradient, step.layout.range(own));
-    step.backend.axpy(prox, part(step.values, step.layout.range(own)), gradient, Write::accumulate);
-    step.backend.axpy(-prox, part(step.server, step.layout.range(common)), gradient, Write::accumulate);
+    View gradient = step.layout.part(step.gradient, own);
+    step.backend.axpy(prox, step.layout.part(step.values, own), gradient, Write::accumulate);
+    step.backend.axpy(-prox, step.layout.part(step.server, common), gradient, Write::accumulate);
   }
 }
 
