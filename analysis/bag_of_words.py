@@ -59,7 +59,10 @@ def bag_of_words(run: Run) -> dict[str, BagOfWords]:
 
 def client_bags(run: Run) -> dict[str, list[np.ndarray]]:
     """By split and client the count differences of its pairs, (pairs, vocabulary), flips respected."""
-    files = [pair_bags(Path(name), run) for name in run.config.get("data", "").split(",")]
+    # The run writes its files one behind another; a lone name may hold a blank.
+    data = run.config.get("data", "")
+    several = any(run.partition.get(f"{split}/file", np.zeros(0)).any() for split in SPLITS)
+    files = [pair_bags(Path(name), run) for name in (data.split(" ") if several else [data])]
     flipped = run.partition.get("flipped", np.zeros(len(run.client_names)))
     bags: dict[str, list[np.ndarray]] = {}
     for split in SPLITS:

@@ -129,6 +129,27 @@ def test_bag_of_words_respects_flips(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cells(out.split("\n\n")[1], "bag of words, local") == ["bag of words, local", "1.000", "-"]
 
 
+def test_bag_of_words_reads_every_pair_file(tmp_path: Path) -> None:
+    files = [write_pairs(tmp_path / name, 12) for name in ("p.h5", "q.h5")]
+    with h5py.File(files[1], "a") as file:  # the other way around
+        file["chosen/tokens"][()], file["rejected/tokens"][()] = file["rejected/tokens"][()], file["chosen/tokens"][()]
+    data = " ".join(map(str, files))
+    path = write_partition(write_run(tmp_path / "a.h5", accuracy=rows(0.7, 0.5), data=data), (0, 0))
+    with h5py.File(path, "a") as file:  # the second client's pairs are the second file's
+        for split in ("train", "validation", "test"):
+            column = file[f"partition/{split}/file"]
+            column[len(column) // 2:] = 1
+    result = bag_of_words(analysis.load(path))
+    assert result["local"].accuracy.tolist() == [1, 1]
+    assert result["pooled"].accuracy.tolist() == [0.5, 0.5]
+
+
+def test_a_lone_pair_file_may_have_a_blank_in_its_name(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "my pairs.h5", 12)
+    path = write_partition(write_run(tmp_path / "a.h5", accuracy=rows(0.7, 0.5), data=str(pairs)), (0, 0))
+    assert bag_of_words(analysis.load(path))["local"].accuracy.tolist() == [1, 1]
+
+
 def test_missing_pairs_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_partition(write_run(tmp_path / "a.h5", accuracy=rows(0.7, 0.5), data="no.h5"), (0, 0))
     code, out, _ = run_cli(capsys, "study", path)
