@@ -34,6 +34,18 @@ class Contract {
     }
     return *this;
   }
+  /// f32, or bf16 where the backend takes it.
+  const Contract& activations(const Backend& backend, ConstView x, const char* name) const {
+    if (x.dtype == DType::bf16 && !backend.supports_bf16_activations()) [[unlikely]]
+      fail(std::string(name) + ": the " + backend.name() + " backend takes activations in f32 only, found bf16");
+    if (x.dtype != DType::f32 && x.dtype != DType::bf16) [[unlikely]]
+      fail(std::string(name) + ": expected f32 or bf16, found " + dtype_name(x.dtype));
+    return layout(x, name);
+  }
+  const Contract& activations(const Backend& backend, ConstView x, const char* name, std::int64_t rows,
+                              std::int64_t cols) const {
+    return activations(backend, x, name).matrix(x, name, rows, cols, x.dtype);
+  }
   /// f32 or bf16.
   const Contract& weights(ConstView w, const char* name) const {
     require(w.dtype == DType::f32 || w.dtype == DType::bf16, "weights are f32 or bf16");
@@ -124,28 +136,53 @@ void Backend::embed(ConstView tokens, ConstView positions, ConstView table, Cons
 }
 
 void Backend::rms_norm(ConstView x, ConstView w, float eps, View y) {
-  Contract("rms_norm").matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(y, "y", x.rows, x.cols);
+  Contract("rms_norm").matrix(x, "x").matrix(w, "w", 1, x.cols).activations(*this, y, "y", x.rows, x.cols);
   if (x.size() > 0) do_rms_norm(x, w, eps, y);
 }
 
 void Backend::rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
   const Contract contract("rms_norm_backward");
   contract.matrix(x, "x").matrix(w, "w", 1, x.cols);
-  contract.matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  contract.activations(*this, d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
   if (x.size() > 0) do_rms_norm_backward(x, w, eps, d_y, d_x, mode);
 }
 
 void Backend::layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) {
   const Contract contract("layer_norm");
-  contract.matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(b, "b", 1, x.cols).matrix(y, "y", x.rows, x.cols);
+  contract.matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(b, "b", 1, x.cols);
+  contract.activations(*this, y, "y", x.rows, x.cols);
   if (x.size() > 0) do_layer_norm(x, w, b, eps, y);
 }
 
 void Backend::layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
   const Contract contract("layer_norm_backward");
   contract.matrix(x, "x").matrix(w, "w", 1, x.cols);
-  contract.matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  contract.activations(*this, d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
   if (x.size() > 0) do_layer_norm_backward(x, w, eps, d_y, d_x, mode);
+}
+
+void Backend::residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
+  const Contract contract("residual_rms_norm");
+  contract.matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(sum, "sum", x.rows, x.cols);
+  contract.activations(*this, y, "y", x.rows, x.cols).matrix(delta, "delta", x.rows, x.cols, y.dtype);
+  if (x.size() > 0) do_residual_rms_norm(x, delta, w, eps, sum, y);
+}
+
+void Backend::do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
+  do_add(x, delta, sum);
+  do_rms_norm(sum, w, eps, y);
+}
+
+void Backend::add(ConstView a, ConstView b, View y) {
+  const Contract contract("add");
+  contract.matrix(a, "a").activations(*this, b, "b", a.rows, a.cols).matrix(y, "y", a.rows, a.cols);
+  if (a.size() > 0) do_add(a, b, y);
+}
+
+void Backend::do_add(ConstView a, ConstView b, View y) {
+  if (y.data == b.data) return do_axpy(1.0f, a, y, Write::accumulate);
+  if (y.data != a.data) do_copy(a, y);
+  do_axpy(1.0f, b, y, Write::accumulate);
 }
 
 void Backend::axpy(float alpha, ConstView x, View y, Write mode) {
@@ -171,7 +208,10 @@ void Backend::scatter_add_rows(ConstView x, ConstView rows, View y) {
 
 void Backend::linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) {
   const Contract contract("linear");
-  contract.weights(w, "w").matrix(x, "x", x.rows, w.cols).matrix(y, "y", x.rows, w.rows);
+  contract.weights(w, "w");
+  contract.activations(*this, x, "x", x.rows, w.cols).activations(*this, y, "y", x.rows, w.rows);
+  contract.require(w.dtype == DType::bf16 || (x.dtype == DType::f32 && y.dtype == DType::f32),
+                   "bf16 activations go with bf16 weights");
   contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
   if (bias.cols > 0) {
     contract.matrix(bias, "bias", 1, w.rows);
@@ -182,7 +222,10 @@ void Backend::linear(ConstView x, ConstView w, ConstView bias, View y, Write mod
 
 void Backend::linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) {
   const Contract contract("linear_backward");
-  contract.weights(w, "w").matrix(d_y, "d_y", d_y.rows, w.rows).matrix(d_x, "d_x", d_y.rows, w.cols);
+  contract.weights(w, "w");
+  contract.activations(*this, d_y, "d_y", d_y.rows, w.rows).activations(*this, d_x, "d_x", d_y.rows, w.cols);
+  contract.require(w.dtype == DType::bf16 || (d_y.dtype == DType::f32 && d_x.dtype == DType::f32),
+                   "bf16 activations go with bf16 weights");
   contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
   if (d_y.rows > 0) do_linear_backward(d_y, w, d_x, mode);
 }
@@ -190,7 +233,7 @@ void Backend::linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) 
 void Backend::grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
                              ConstClientMatrix p, View y, Write mode) {
   const Contract contract("grouped_matmul");
-  contract.matrix(x, "x").matrix(y, "y", x.rows, y.cols).members(members, x.rows);
+  contract.activations(*this, x, "x").activations(*this, y, "y", x.rows, y.cols).members(members, x.rows);
   contract.require(x.cols > 0 && y.cols > 0, "matrices have columns");
   if (how == Multiply::by_transpose) {
     contract.client(p, "P", y.cols, x.cols);
@@ -203,7 +246,7 @@ void Backend::grouped_matmul(std::span<const MemberRows> members, Multiply how, 
 void Backend::grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x,
                             ClientMatrix d_p, Write mode) {
   const Contract contract("grouped_outer");
-  contract.matrix(d_y, "d_y").matrix(x, "x", d_y.rows, x.cols).members(members, x.rows);
+  contract.activations(*this, d_y, "d_y").activations(*this, x, "x", d_y.rows, x.cols).members(members, x.rows);
   contract.require(x.cols > 0 && d_y.cols > 0, "matrices have columns").client(d_p, "d_P", d_y.cols, x.cols);
   do_grouped_outer(members, alpha, d_y, x, d_p, mode);
 }
@@ -238,7 +281,7 @@ void Backend::grouped_gate_backward(std::span<const MemberRows> members, ConstVi
 void Backend::rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
                      View x) {
   const Contract contract("rotate");
-  contract.matrix(x, "x").matrix(positions, "positions", 1, x.rows, DType::i32);
+  contract.activations(*this, x, "x").matrix(positions, "positions", 1, x.rows, DType::i32);
   contract.matrix(cos, "cos").matrix(sin, "sin", cos.rows, cos.cols);
   contract.require(head_dim > 0 && x.cols % head_dim == 0, "columns are whole heads");
   contract.require(2 * cos.cols <= head_dim, "the rotary part lies within a head");
@@ -264,30 +307,32 @@ void Backend::attention_backward(const AttentionPlan& plan, const AttentionShape
 }
 
 void Backend::gated_activation(Activation kind, ConstView x, View y) {
-  Contract("gated_activation").matrix(y, "y").matrix(x, "x", y.rows, 2 * y.cols);
+  Contract("gated_activation").activations(*this, y, "y").matrix(x, "x", y.rows, 2 * y.cols, y.dtype);
   if (y.size() > 0) do_gated_activation(kind, x, y);
 }
 
 void Backend::gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
   const Contract contract("gated_activation_backward");
-  contract.matrix(d_y, "d_y").matrix(x, "x", d_y.rows, 2 * d_y.cols).matrix(d_x, "d_x", d_y.rows, 2 * d_y.cols);
+  contract.activations(*this, d_y, "d_y").matrix(x, "x", d_y.rows, 2 * d_y.cols, d_y.dtype);
+  contract.matrix(d_x, "d_x", d_y.rows, 2 * d_y.cols, d_y.dtype);
   if (d_y.size() > 0) do_gated_activation_backward(kind, x, d_y, d_x);
 }
 
 void Backend::activation(Activation kind, ConstView x, View y) {
-  Contract("activation").matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  Contract("activation").activations(*this, x, "x").matrix(y, "y", x.rows, x.cols, x.dtype);
   if (x.size() > 0) do_activation(kind, x, y);
 }
 
 void Backend::activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
   const Contract contract("activation_backward");
-  contract.matrix(x, "x").matrix(d_y, "d_y", x.rows, x.cols).matrix(d_x, "d_x", x.rows, x.cols);
+  contract.activations(*this, x, "x").matrix(d_y, "d_y", x.rows, x.cols, x.dtype);
+  contract.matrix(d_x, "d_x", x.rows, x.cols, x.dtype);
   if (x.size() > 0) do_activation_backward(kind, x, d_y, d_x);
 }
 
 void Backend::dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) {
   const Contract contract("dropout");
-  contract.matrix(x, "x").matrix(y, "y", x.rows, x.cols);
+  contract.activations(*this, x, "x").activations(*this, y, "y", x.rows, x.cols);
   contract.require(p >= 0 && p < 1, "0 <= p < 1").require(first_row >= 0, "first_row is not negative");
   if (x.size() > 0) do_dropout(p, id, first_row, x, y, mode);
 }

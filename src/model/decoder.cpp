@@ -11,15 +11,38 @@ namespace {
 
 std::size_t at(Block block) { return static_cast<std::size_t>(block); }
 
+DType activations_for(const Backend& backend, const Weights& weights) {
+  const bool half = weights.layers.front().weight.front().dtype == DType::bf16;
+  return half && backend.supports_bf16_activations() ? DType::bf16 : DType::f32;
+}
+
 View indices(const Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
 
 }  // namespace
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout)
-    : backend_(backend), config_(config), weights_(&weights), layout_(layout) {
+    : backend_(backend),
+      config_(config),
+      weights_(&weights),
+      layout_(layout),
+      activations_(activations_for(backend, weights)) {
   attention_shape_ = {static_cast<std::int32_t>(config.num_heads), static_cast<std::int32_t>(config.num_kv_heads),
                       static_cast<std::int32_t>(config.head_dim),
                       static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))};
+}
+
+void Decoder::use_weights(const Weights& weights) {
+  weights_ = &weights;
+  const DType wanted = activations_for(backend_, weights);
+  if (wanted == activations_) return;
+  activations_ = wanted;
+  train_rows_ = evaluate_rows_ = 0;
+  layers_.clear();
+  for (Tensor* tensor : {&normed_, &activated_, &delta_, &d_wide_, &d_inner_, &d_normed_, &dropped_}) *tensor = {};
+}
+
+View Decoder::activations(const Tensor& tensor, std::int64_t rows, std::int64_t cols) const {
+  return {tensor.view().data, rows, cols, cols, activations_};
 }
 
 /// Layers that keep activations have slots of their own; those below the lowest LoRA site share slot 0.
@@ -33,12 +56,19 @@ std::size_t Decoder::buffer_bytes(std::int64_t rows, Pass pass) const {
   for (int b = 0; b < num_blocks && layout_.lowest_lora_layer() < config_.num_layers; ++b)
     low_rank += static_cast<std::int64_t>(layout_.sites(layout_.lowest_lora_layer(), static_cast<Block>(b)).size()) *
                 layout_.options().lora_rank;
-  const std::int64_t layer =
-      config_.qkv_width() + config_.num_heads * config_.head_dim + config_.num_heads + d + up + low_rank;
+  const std::int64_t attended = config_.num_heads * config_.head_dim;
+  // By row: numbers of the dtype of activations, and f32 ones.
+  const std::int64_t layer = config_.qkv_width() + attended + up, layer_f32 = config_.num_heads + d + low_rank;
   const auto kept = static_cast<std::int64_t>(pass == Pass::train ? slot(config_.num_layers - 1) + 1 : 1);
-  std::int64_t floats = kept * layer + (kept + 1) * d + 2 * d + inner;
-  if (pass == Pass::train) floats += std::max(up, config_.qkv_width()) + inner + d + low_rank;
-  return static_cast<std::size_t>(floats * rows) * sizeof(float);
+  std::int64_t numbers = kept * layer + d + inner, f32 = kept * layer_f32 + (kept + 1) * d + d;
+  if (activations_ == DType::bf16) numbers += d;
+  if (layout_.options().lora_dropout > 0) numbers += std::max({d, inner, attended});
+  if (pass == Pass::train) {
+    numbers += std::max(up, config_.qkv_width()) + std::max(inner, attended) + d;
+    f32 += 7 * std::max(1, layout_.options().lora_rank);
+  }
+  return static_cast<std::size_t>(rows) *
+         (static_cast<std::size_t>(numbers) * dtype_size(activations_) + static_cast<std::size_t>(f32) * sizeof(float));
 }
 
 void Decoder::reserve(std::int64_t rows, Pass pass) {
@@ -59,11 +89,11 @@ void Decoder::reserve(std::int64_t rows, Pass pass) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const std::int64_t n = i == 0 ? rows_of_all : train_rows_;
     LayerBuffers& layer = layers_[i];
-    grow(layer.qkv, n, config_.qkv_width());
-    grow(layer.attention, n, config_.num_heads * config_.head_dim);
+    grow(layer.qkv, n, config_.qkv_width(), activations_);
+    grow(layer.attention, n, config_.num_heads * config_.head_dim, activations_);
     grow(layer.lse, n, config_.num_heads);
     grow(layer.middle, n, d);
-    grow(layer.up, n, config_.up_width());
+    grow(layer.up, n, config_.up_width(), activations_);
     const auto first = static_cast<int>(
         std::min<std::int64_t>(static_cast<std::int64_t>(i) + layout_.lowest_lora_layer(), config_.num_layers - 1));
     for (int b = 0; b < num_blocks; ++b)
@@ -71,14 +101,16 @@ void Decoder::reserve(std::int64_t rows, Pass pass) {
            static_cast<std::int64_t>(layout_.sites(first, static_cast<Block>(b)).size()) * layout_.options().lora_rank);
   }
   const std::int64_t widest = std::max({d, config_.intermediate_size, config_.num_heads * config_.head_dim});
-  grow(normed_, rows_of_all, d);
-  grow(activated_, rows_of_all, config_.intermediate_size);
+  grow(normed_, rows_of_all, d, activations_);
+  if (activations_ == DType::bf16) grow(delta_, rows_of_all, d, activations_);
+  grow(activated_, rows_of_all, config_.intermediate_size, activations_);
   grow(hidden_, rows_of_all, d);
-  if (layout_.options().lora_dropout > 0) grow(dropped_, rows_of_all, widest);
+  if (layout_.options().lora_dropout > 0) grow(dropped_, rows_of_all, widest, activations_);
   if (train_rows_ > 0) {
-    grow(d_wide_, train_rows_, std::max(config_.up_width(), config_.qkv_width()));
-    grow(d_inner_, train_rows_, std::max(config_.intermediate_size, config_.num_heads * config_.head_dim));
-    grow(d_normed_, train_rows_, d);
+    grow(d_wide_, train_rows_, std::max(config_.up_width(), config_.qkv_width()), activations_);
+    grow(d_inner_, train_rows_, std::max(config_.intermediate_size, config_.num_heads * config_.head_dim),
+         activations_);
+    grow(d_normed_, train_rows_, d, activations_);
     grow(d_low_rank_, train_rows_, 7 * std::max(1, layout_.options().lora_rank));
   }
 }
@@ -88,6 +120,16 @@ void Decoder::norm(ConstView x, ConstView w, ConstView b, View y) {
     backend_.rms_norm(x, w, config_.norm_eps, y);
   } else {
     backend_.layer_norm(x, w, b, config_.norm_eps, y);
+  }
+}
+
+/// sum = x + delta, y = norm(sum).
+void Decoder::residual_norm(ConstView x, ConstView delta, View sum, ConstView w, ConstView b, View y) {
+  if (config_.norm == NormKind::rms && delta.dtype == y.dtype) {
+    backend_.residual_rms_norm(x, delta, w, config_.norm_eps, sum, y);
+  } else {
+    backend_.add(x, delta, sum);
+    norm(sum, w, b, y);
   }
 }
 
@@ -133,7 +175,7 @@ void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, co
   View u = buffers.low_rank[at(block)].first(x.rows);
   ConstView input = x;
   if (dropout.p > 0) {
-    View dropped{dropped_.view().data, x.rows, x.cols, x.cols, DType::f32};
+    View dropped = activations(dropped_, x.rows, x.cols);
     apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
     input = dropped;
   }
@@ -166,11 +208,14 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
 
   const bool keep = pass == Pass::train;
   const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
-  View normed = normed_.first(rows), activated = activated_.first(rows);
+  const bool half = activations_ == DType::bf16;
+  View normed = normed_.first(rows), activated = activated_.first(rows), hidden = hidden_.first(rows);
   backend_.embed(tokens, positions, weights_->embedding, weights_->position_embedding, x_[0].first(rows));
+  norm(x_[0].first(rows), weights_->layers[0].attention_norm, weights_->layers[0].attention_norm_bias, normed);
   std::size_t input = 0;
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
+    const bool last = layer + 1 == config_.num_layers;
     const std::size_t s = keep ? slot(layer) : 0;
     // Below the lowest LoRA site (and when evaluating) the stream is updated in place.
     const std::size_t output = keep && layer >= layout_.lowest_lora_layer() ? s + 1 : input;
@@ -179,24 +224,28 @@ ConstView Decoder::forward(const BatchView& batch, const CohortParameters& param
     View qkv = buffers.qkv.first(rows), attended = buffers.attention.first(rows), middle = buffers.middle.first(rows);
     View up = buffers.up.first(rows);
 
-    norm(x, w.attention_norm, w.attention_norm_bias, normed);
     linear(batch, parameters, dropout, layer, Block::qkv, buffers, normed, qkv);
     if (config_.rotary_dim > 0)
       backend_.rotate(positions, weights_->cos, weights_->sin, static_cast<std::int32_t>(config_.head_dim),
                       Rotation::forward, qkv.columns(0, rotated));
     backend_.attention(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows));
-    linear(batch, parameters, dropout, layer, Block::output, buffers, attended, middle);
-    backend_.axpy(1.0f, x, middle, Write::accumulate);
+    // In f32 what is added to the stream lies where the sum is to be.
+    View delta = half ? delta_.first(rows) : middle;
+    linear(batch, parameters, dropout, layer, Block::output, buffers, attended, delta);
+    residual_norm(x, delta, middle, w.mlp_norm, w.mlp_norm_bias, normed);
 
-    norm(middle, w.mlp_norm, w.mlp_norm_bias, normed);
     linear(batch, parameters, dropout, layer, Block::up, buffers, normed, up);
     activate(up, activated);
-    linear(batch, parameters, dropout, layer, Block::down, buffers, activated, next);
-    backend_.axpy(1.0f, middle, next, Write::accumulate);
+    delta = half ? delta_.first(rows) : next;
+    linear(batch, parameters, dropout, layer, Block::down, buffers, activated, delta);
+    if (last) {
+      residual_norm(middle, delta, next, weights_->final_norm, weights_->final_norm_bias, hidden);
+    } else {
+      const LayerWeights& following = weights_->layers[static_cast<std::size_t>(layer) + 1];
+      residual_norm(middle, delta, next, following.attention_norm, following.attention_norm_bias, normed);
+    }
     input = output;
   }
-  View hidden = hidden_.first(rows);
-  norm(x_[input].first(rows), weights_->final_norm, weights_->final_norm_bias, hidden);
   return hidden;
 }
 

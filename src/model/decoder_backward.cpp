@@ -35,7 +35,7 @@ void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, c
   if (batch.lora_weights.shared.data) backend_.scale_rows(batch.lora_weights.shared, d_u);
   View dropped{};
   if (dropout.p > 0) {
-    dropped = View{dropped_.view().data, x.rows, x.cols, x.cols, DType::f32};
+    dropped = activations(dropped_, x.rows, x.cols);
     apply_dropout(batch, dropout, layer, block, x, dropped, Write::overwrite);
   }
   if (g.wants(group_a(p.adapter)))
@@ -68,13 +68,13 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
   const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
   ConstView positions{positions_.view().data, 1, rows, rows, DType::i32};
   View normed = normed_.first(rows), activated = activated_.first(rows), d_normed = d_normed_.first(rows);
-  const auto wide = [&](std::int64_t cols) { return View{d_wide_.view().data, rows, cols, cols, DType::f32}; };
-  const auto inner = [&](std::int64_t cols) { return View{d_inner_.view().data, rows, cols, cols, DType::f32}; };
+  const auto wide = [&](std::int64_t cols) { return activations(d_wide_, rows, cols); };
+  const auto inner = [&](std::int64_t cols) { return activations(d_inner_, rows, cols); };
 
   // d_h becomes d_x, the gradient of the residual stream, and stays it all the way down.
-  View d_x = d_h;
-  backend_.copy(d_h, d_normed);
-  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_->final_norm, d_normed, d_x,
+  View d_x = d_h, d_hidden = hidden_.first(rows);
+  backend_.copy(d_h, d_hidden);
+  norm_backward(x_[slot(config_.num_layers - 1) + 1].first(rows), weights_->final_norm, d_hidden, d_x,
                 Write::overwrite);
 
   const int lowest = layout_.lowest_lora_layer();

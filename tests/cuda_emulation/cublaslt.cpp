@@ -1,4 +1,4 @@
-// Emulated cuBLASLt: D = alpha op(A) op(B) + beta C, column-major, fp32 results, sums in double.
+// Emulated cuBLASLt: D = alpha op(A) op(B) + beta C, column-major, fp32 results, sums in double; C and D may be bf16.
 #include "cublasLt.h"
 
 #include <cstdio>
@@ -31,7 +31,24 @@ bool sizes_of(const EmulatedMatmul& product, const EmulatedLayout& a, const Emul
   const bool a_plain = product.a == CUBLAS_OP_N, b_plain = product.b == CUBLAS_OP_N;
   sizes = {a_plain ? a.rows : a.cols, b_plain ? b.cols : b.rows, a_plain ? a.cols : a.rows};
   return (b_plain ? b.rows : b.cols) == sizes.k && c.rows == sizes.m && c.cols == sizes.n && a.type == b.type &&
-         c.type == CUDA_R_32F;
+         (c.type == CUDA_R_32F || a.type == CUDA_R_16BF);
+}
+
+void put(void* matrix, const EmulatedLayout& layout, std::uint64_t row, std::uint64_t col, float value) {
+  const std::size_t at = static_cast<std::size_t>(col) * static_cast<std::size_t>(layout.lead) + row;
+  if (layout.type == CUDA_R_32F) {
+    static_cast<float*>(matrix)[at] = value;
+  } else {  // to the nearest, ties to even
+    const std::uint32_t bits = __float_as_uint(value);
+    static_cast<std::uint16_t*>(matrix)[at] = static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+}
+
+/// The 13 bits that TF32 leaves out are rounded away, ties to even.
+float as_factor(float value, cublasComputeType_t compute) {
+  if (compute != CUBLAS_COMPUTE_32F_FAST_TF32) return value;
+  const std::uint32_t bits = __float_as_uint(value);
+  return __uint_as_float((bits + 0xfffu + ((bits >> 13) & 1u)) & ~0x1fffu);
 }
 
 }  // namespace
@@ -52,9 +69,10 @@ cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
   delete static_cast<int*>(handle);
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* made, cublasComputeType_t, cudaDataType_t scale) {
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* made, cublasComputeType_t compute, cudaDataType_t scale) {
   if (scale != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
   *made = new EmulatedMatmul;
+  (*made)->compute = compute;
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
@@ -136,16 +154,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
   }
   const float alpha_value = *static_cast<const float*>(alpha), beta_value = *static_cast<const float*>(beta);
   emulation::enqueue(stream, [=, product = *product, a_layout = *a_layout, b_layout = *b_layout, c_layout = *c_layout] {
+    const auto factor = [&](float value) { return static_cast<double>(as_factor(value, product.compute)); };
     for (std::uint64_t j = 0; j < sizes.n; ++j)
       for (std::uint64_t i = 0; i < sizes.m; ++i) {
         double sum = 0;
         for (std::uint64_t k = 0; k < sizes.k; ++k)
-          sum +=
-              static_cast<double>(product.a == CUBLAS_OP_N ? element(a, a_layout, i, k) : element(a, a_layout, k, i)) *
-              static_cast<double>(product.b == CUBLAS_OP_N ? element(b, b_layout, k, j) : element(b, b_layout, j, k));
-        float* out = static_cast<float*>(d) + j * static_cast<std::uint64_t>(c_layout.lead) + i;
+          sum += factor(product.a == CUBLAS_OP_N ? element(a, a_layout, i, k) : element(a, a_layout, k, i)) *
+                 factor(product.b == CUBLAS_OP_N ? element(b, b_layout, k, j) : element(b, b_layout, j, k));
         const float value = alpha_value * static_cast<float>(sum);
-        *out = beta_value == 0 ? value : value + beta_value * *out;
+        put(d, c_layout, i, j, beta_value == 0 ? value : value + beta_value * element(d, c_layout, i, j));
       }
   });
   return CUBLAS_STATUS_SUCCESS;

@@ -62,6 +62,8 @@ class Backend {
   virtual std::string description() const = 0;
   /// True where the memory of views is the host's, so that it may be used in place.
   virtual bool computes_on_host_memory() const = 0;
+  /// True where operations take activations in bf16 as well as in f32; sums are fp32 either way.
+  virtual bool supports_bf16_activations() const { return false; }
 
   // --- memory
   std::shared_ptr<void> allocate(std::size_t bytes) { return do_allocate(bytes); }
@@ -70,16 +72,22 @@ class Backend {
   void fill(View y, float value);
   void copy(ConstView x, View y);  ///< same shape; converts f32 <-> bf16
 
-  // --- rows of the residual stream
+  // Activations (marked so) may be bf16 where the backend supports it, each argument by itself unless said otherwise.
+
+  // --- rows of the residual stream, which is f32
   /// y[t] = table[tokens[t]] (+ position_table[positions[t]] where it has rows). tokens, positions (1, T) i32; table
   /// (V, d) f32 or bf16; y (T, d).
   void embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y);
-  /// y = x / sqrt(mean(x^2) + eps) * w; x, y (T, d), w (1, d).
+  /// y = x / sqrt(mean(x^2) + eps) * w; x, y (T, d), w (1, d). y, in the backward d_y, is an activation.
   void rms_norm(ConstView x, ConstView w, float eps, View y);
   void rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
-  /// y = (x - mean) / sqrt(var + eps) * w + b.
+  /// sum = x + delta, y = rms_norm(sum); sum may be x or delta. delta and y are activations of one dtype.
+  void residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
+  /// y = (x - mean) / sqrt(var + eps) * w + b. y, in the backward d_y, is an activation.
   void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y);
   void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+  /// y = a + b; y may be a or b. b is an activation.
+  void add(ConstView a, ConstView b, View y);
   /// y (+)= alpha x.
   void axpy(float alpha, ConstView x, View y, Write mode);
   /// x[t, :] *= weights[t], in place; weights (1, T), x (T, n).
@@ -89,18 +97,19 @@ class Backend {
   /// y[rows[i]] += x[i], in the order of i (rows may repeat: their sum is deterministic).
   void scatter_add_rows(ConstView x, ConstView rows, View y);
 
-  // --- frozen linear maps: w (N, K) row-major f32 or bf16; accumulation in fp32
+  // --- frozen linear maps: w (N, K) row-major f32 or bf16; accumulation in fp32; x, y and their gradients are
+  // activations, bf16 with bf16 weights alone
   /// y (+)= x w^T (+ bias where it has columns); x (T, K), y (T, N). bias only with overwrite.
   void linear(ConstView x, ConstView w, ConstView bias, View y, Write mode);
   /// d_x (+)= d_y w.
   void linear_backward(ConstView d_y, ConstView w, View d_x, Write mode);
 
   // --- per-client maps, grouped by cohort member
-  /// For each member: y[rows] (+)= alpha x[rows] P^T or x[rows] P.
+  /// For each member: y[rows] (+)= alpha x[rows] P^T or x[rows] P; x and y are activations.
   void grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x, ConstClientMatrix p,
                       View y, Write mode);
-  /// For each member: d_P (+)= alpha d_y[rows]^T x[rows]; d_y (T, N), x (T, K), d_P (N, K). A member without rows
-  /// contributes zero (overwrite clears it).
+  /// For each member: d_P (+)= alpha d_y[rows]^T x[rows]; d_y (T, N), x (T, K), both activations, d_P (N, K). A member
+  /// without rows contributes zero (overwrite clears it).
   void grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
                      Write mode);
   /// y[rows] += b of the member; b (1, N).
@@ -116,7 +125,7 @@ class Backend {
   // --- attention
   /// Rotates, in place, the first rotary_dim columns of each head of x (T, num_heads * head_dim), halves paired as in
   /// GPT-NeoX and Llama: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). cos, sin (P, rotary_dim / 2) by position;
-  /// inverse rotates back (the backward of forward).
+  /// inverse rotates back (the backward of forward). x is an activation.
   void rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction, View x);
   /// qkv (T, (H + 2 H_kv) head_dim): queries, keys, values. out (T, H head_dim); lse (T, H) log-sum-exp of the scaled
   /// scores. Query head h uses key head h / (H / H_kv).
@@ -125,7 +134,7 @@ class Backend {
   void attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
                           ConstView lse, ConstView d_out, View d_qkv);
 
-  // --- activations
+  // --- activations, all arguments of one dtype
   /// y = act(gate) * up with x = [gate | up] (T, 2n), y (T, n).
   void gated_activation(Activation kind, ConstView x, View y);
   /// d_x (T, 2n) overwritten; may be x itself.
@@ -133,9 +142,9 @@ class Backend {
   void activation(Activation kind, ConstView x, View y);
   /// d_x overwritten; may be x or d_y itself.
   void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
-  /// y (+)= x * keep / (1 - p), keep drawn by Philox at (row, column) of the stream: the same call on a gradient is its
-  /// backward. Counter: {column / 4, first_row + row, id.step, id.client ^ (id.round << 16)} under philox_key(id.seed,
-  /// id.purpose); word column % 4 keeps where u32 >= p 2^32.
+  /// y (+)= x * keep / (1 - p), x and y activations, keep drawn by Philox at (row, column) of the stream: the same call
+  /// on a gradient is its backward. Counter: {column / 4, first_row + row, id.step, id.client ^ (id.round << 16)} under
+  /// philox_key(id.seed, id.purpose); word column % 4 keeps where u32 >= p 2^32.
   void dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode);
 
   // --- language-model head
@@ -163,6 +172,8 @@ class Backend {
   virtual void do_rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
   virtual void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) = 0;
   virtual void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
+  virtual void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
+  virtual void do_add(ConstView a, ConstView b, View y);
   virtual void do_axpy(float alpha, ConstView x, View y, Write mode) = 0;
   virtual void do_scale_rows(ConstView weights, View x) = 0;
   virtual void do_gather_rows(ConstView x, ConstView rows, View y) = 0;

@@ -1,6 +1,7 @@
 // The CUDA backend's factory, without any CUDA header: where the program is built without CUDA, the same functions say
-// so. Weights in f32 or bf16 as on the CPU; fp32 products are fp32 (no TF32), bf16 weights take activations rounded to
-// bf16; all sums are fp32 or wider and in a fixed order, without float atomics: the same call gives the same bits.
+// so. Weights in f32 or bf16 as on the CPU; products with f32 weights are fp32 (no TF32), bf16 weights take activations
+// in bf16 or rounded to it; all sums are fp32 or wider and in a fixed order, without float atomics: the same call gives
+// the same bits.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,12 @@ struct CudaDevices {
 
 CudaDevices cuda_devices();
 
+/// What fp32 factors of a client's own large products (its head, its bottleneck) are rounded to; sums are fp32.
+enum class ClientProducts : std::uint8_t { fp32, tf32 };
+
 struct CudaOptions {
   int device = 0;
+  ClientProducts products = ClientProducts::fp32;
   /// Debug mode: waits for every operation, so that a failing kernel is named, and looks for NaN in all that it wrote.
   /// The environment variable FEDPDPO_CUDA_CHECK=1 turns it on, too.
   bool check_outputs = false;

@@ -3,7 +3,8 @@
 //
 //   h = norm(x_L),  x_{l+1} = x_l + attention(norm(x_l)) + mlp(norm(...)),  y = W0 x + s B (A x) at every LoRA site
 //
-// Layers below the lowest LoRA site have no backward pass and keep no activations.
+// Layers below the lowest LoRA site have no backward pass and keep no activations. The residual stream and its gradient
+// are f32; what lies between norms and linear maps is bf16 where the weights are and the backend takes it.
 #pragma once
 
 #include <array>
@@ -70,7 +71,7 @@ class Decoder {
   Decoder(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout);
 
   /// Other weights of the same shapes for the passes to come (a backbone that moves); they outlive their use.
-  void use_weights(const Weights& weights) { weights_ = &weights; }
+  void use_weights(const Weights& weights);
 
   /// Final normed hidden states (T, d), valid until the next call. Buffers grow to the largest batch seen and are then
   /// reused.
@@ -86,12 +87,14 @@ class Decoder {
 
  private:
   struct LayerBuffers {
-    Tensor qkv, attention, lse, middle, up;   // (T, qkv), (T, H hd), (T, H), (T, d), (T, up)
-    std::array<Tensor, num_blocks> low_rank;  // (T, sites * r): A x of the block's sites
+    Tensor qkv, attention, lse, middle, up;   // (T, qkv), (T, H hd), (T, H) f32, (T, d) f32, (T, up)
+    std::array<Tensor, num_blocks> low_rank;  // (T, sites * r) f32: A x of the block's sites
   };
   void reserve(std::int64_t rows, Pass pass);
   std::size_t slot(std::int64_t layer) const;
   void norm(ConstView x, ConstView w, ConstView b, View y);
+  void residual_norm(ConstView x, ConstView delta, View sum, ConstView w, ConstView b, View y);
+  View activations(const Tensor& tensor, std::int64_t rows, std::int64_t cols) const;
   void norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, Write mode);
   void activate(ConstView up, View y);
   void lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights, int layer,
@@ -112,12 +115,14 @@ class Decoder {
   const Weights* weights_;
   const ParameterLayout& layout_;
   AttentionShape attention_shape_;
+  DType activations_;
 
   std::int64_t evaluate_rows_ = 0, train_rows_ = 0;  // capacity of the buffers
   Tensor tokens_, positions_;                        // (1, T) i32
   std::vector<Tensor> x_;                            // residual stream at the layers' inputs, (T, d)
   std::vector<LayerBuffers> layers_;
-  Tensor normed_, activated_, hidden_;  // (T, d), (T, I), (T, d)
+  Tensor normed_, activated_, hidden_;  // (T, d), (T, I), (T, d) f32
+  Tensor delta_;                        // (T, d) of bf16 activations: what a layer adds to the stream
   Tensor d_wide_, d_inner_, d_normed_, d_low_rank_, dropped_;
 };
 

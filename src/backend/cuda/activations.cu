@@ -1,6 +1,7 @@
 // silu(x) = x s(x); gelu_tanh(x) = x s(2u), u = sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh u) / 2 = s(2u);
 // gelu_erf(x) = x (1 + erf(x / sqrt 2)) / 2; s is the logistic function. A thread reads what it needs of an element
 // before it writes, so that gradients may be written over their inputs.
+#include "cuda/elements.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/launch.hpp"
 
@@ -68,54 +69,104 @@ void with(Activation kind, Use use) {
   }
 }
 
-template <class Act>
-void apply(cudaStream_t stream, ConstView x, View y) {
-  over_elements(stream, "activation", x.rows, x.cols,
-                [=] __device__(std::int64_t t, std::int64_t c) { row_of(y, t)[c] = Act::value(row_of(x, t)[c]); });
-}
+template <class Act, class X, class Y>
+struct Plain {
+  X x;
+  Y y;
+  template <int N>
+  __device__ void at(std::int64_t t, std::int64_t c) const {
+    Pack<N> pack = x.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) pack.v[i] = Act::value(pack.v[i]);
+    y.store(t, c, pack);
+  }
+};
 
-template <class Act>
-void apply_backward(cudaStream_t stream, ConstView x, ConstView d_y, View d_x) {
-  over_elements(stream, "activation_backward", x.rows, x.cols, [=] __device__(std::int64_t t, std::int64_t c) {
-    row_of(d_x, t)[c] = row_of(d_y, t)[c] * Act::both(row_of(x, t)[c]).slope;
-  });
-}
+template <class Act, class X, class Y>
+struct PlainBackward {
+  X x, d_y;
+  Y d_x;
+  template <int N>
+  __device__ void at(std::int64_t t, std::int64_t c) const {
+    const Pack<N> argument = x.template load<N>(t, c);
+    Pack<N> gradient = d_y.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) gradient.v[i] *= Act::both(argument.v[i]).slope;
+    d_x.store(t, c, gradient);
+  }
+};
 
-template <class Act>
-void apply_gated(cudaStream_t stream, ConstView x, View y) {
-  const std::int64_t n = y.cols;
-  over_elements(stream, "gated_activation", y.rows, n, [=] __device__(std::int64_t t, std::int64_t c) {
-    row_of(y, t)[c] = Act::value(row_of(x, t)[c]) * row_of(x, t)[n + c];
-  });
-}
+template <class Act, class X, class Y>
+struct Gated {
+  X x;
+  Y y;
+  std::int64_t n;
+  template <int N>
+  __device__ void at(std::int64_t t, std::int64_t c) const {
+    Pack<N> gate = x.template load<N>(t, c);
+    const Pack<N> up = x.template load<N>(t, n + c);
+    for (int i = 0; i < N; ++i) gate.v[i] = Act::value(gate.v[i]) * up.v[i];
+    y.store(t, c, gate);
+  }
+};
 
-template <class Act>
-void apply_gated_backward(cudaStream_t stream, ConstView x, ConstView d_y, View d_x) {
-  const std::int64_t n = d_y.cols;
-  over_elements(stream, "gated_activation_backward", d_y.rows, n, [=] __device__(std::int64_t t, std::int64_t c) {
-    const ValueAndSlope gate = Act::both(row_of(x, t)[c]);
-    const float up = row_of(x, t)[n + c], gradient = row_of(d_y, t)[c];
-    row_of(d_x, t)[c] = gradient * up * gate.slope;
-    row_of(d_x, t)[n + c] = gradient * gate.value;
-  });
-}
+template <class Act, class X, class Y>
+struct GatedBackward {
+  X x, d_y;
+  Y d_x;
+  std::int64_t n;
+  template <int N>
+  __device__ void at(std::int64_t t, std::int64_t c) const {
+    Pack<N> gate = x.template load<N>(t, c), up = x.template load<N>(t, n + c);
+    const Pack<N> gradient = d_y.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) {
+      const ValueAndSlope both = Act::both(gate.v[i]);
+      gate.v[i] = gradient.v[i] * up.v[i] * both.slope;
+      up.v[i] = gradient.v[i] * both.value;
+    }
+    d_x.store(t, c, gate);
+    d_x.store(t, n + c, up);
+  }
+};
 
 }  // namespace
 
 void activation(cudaStream_t stream, Activation kind, ConstView x, View y) {
-  with(kind, [&]<class Act>(Act) { apply<Act>(stream, x, y); });
+  with(kind, [&]<class Act>(Act) {
+    typed(x, [&]<class X>(Elements<const X> from) {
+      over_packs(stream, "activation", x.rows, x.cols, all_in_packs(x, y),
+                 Plain<Act, Elements<const X>, Elements<X>>{from, {static_cast<X*>(y.data), y.stride}});
+    });
+  });
 }
 
 void activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x) {
-  with(kind, [&]<class Act>(Act) { apply_backward<Act>(stream, x, d_y, d_x); });
+  with(kind, [&]<class Act>(Act) {
+    typed(x, [&]<class X>(Elements<const X> from) {
+      over_packs(stream, "activation_backward", x.rows, x.cols, all_in_packs(x, d_y, d_x),
+                 PlainBackward<Act, Elements<const X>, Elements<X>>{
+                     from, {static_cast<const X*>(d_y.data), d_y.stride}, {static_cast<X*>(d_x.data), d_x.stride}});
+    });
+  });
 }
 
 void gated_activation(cudaStream_t stream, Activation kind, ConstView x, View y) {
-  with(kind, [&]<class Act>(Act) { apply_gated<Act>(stream, x, y); });
+  with(kind, [&]<class Act>(Act) {
+    typed(x, [&]<class X>(Elements<const X> from) {
+      over_packs(stream, "gated_activation", y.rows, y.cols, all_in_packs(x.columns(0, y.cols), y),
+                 Gated<Act, Elements<const X>, Elements<X>>{from, {static_cast<X*>(y.data), y.stride}, y.cols});
+    });
+  });
 }
 
 void gated_activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x) {
-  with(kind, [&]<class Act>(Act) { apply_gated_backward<Act>(stream, x, d_y, d_x); });
+  with(kind, [&]<class Act>(Act) {
+    typed(x, [&]<class X>(Elements<const X> from) {
+      over_packs(
+          stream, "gated_activation_backward", d_y.rows, d_y.cols,
+          all_in_packs(x.columns(0, d_y.cols), d_y, d_x.columns(0, d_y.cols)),
+          GatedBackward<Act, Elements<const X>, Elements<X>>{
+              from, {static_cast<const X*>(d_y.data), d_y.stride}, {static_cast<X*>(d_x.data), d_x.stride}, d_y.cols});
+    });
+  });
 }
 
 }  // namespace fedpdpo::cuda

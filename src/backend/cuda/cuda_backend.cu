@@ -25,14 +25,23 @@ bool checks_wanted(const CudaOptions& options) {
 }
 
 /// Rows and columns from which a client's own product goes to cuBLASLt: by the parameters' shape alone. A private head
-/// is among them, and so agrees to the bit with the pretrained one that it starts as, which `linear` multiplies by.
-bool is_large(const ConstClientMatrix& p) { return p.rows >= 32 && p.cols >= 32; }
+/// is among them, and so agrees to the bit with the pretrained one that it starts as, which `linear` multiplies by (in
+/// fp32). cuBLASLt does not mix dtypes.
+bool is_large(const ConstClientMatrix& p, ConstView x, ConstView y) {
+  return p.rows >= 32 && p.cols >= 32 && x.dtype == DType::f32 && y.dtype == DType::f32;
+}
+
+const void* row(ConstView x, std::int64_t t) {
+  return static_cast<const std::byte*>(x.data) + t * x.stride * static_cast<std::int64_t>(dtype_size(x.dtype));
+}
+void* row(View x, std::int64_t t) { return const_cast<void*>(row(ConstView(x), t)); }
 
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaOptions& options)
     : device_(std::make_shared<Device>(options.device)),
       check_outputs_(checks_wanted(options)),
+      rounding_(options.products == ClientProducts::tf32 ? Rounding::tf32 : Rounding::none),
       gemm_(device_),
       plan_(device_),
       half_(device_),
@@ -95,15 +104,15 @@ void CudaBackend::written(const char* operation, std::span<const MemberRows> mem
 
 void CudaBackend::frozen_product(const char* operation, ConstView x, ConstView w, bool transpose_w, View y,
                                  Write mode) {
-  const GemmShape shape{.m = x.rows, .n = y.cols, .k = x.cols, .mode = mode, .type = w.dtype};
+  const GemmShape shape{.m = x.rows, .n = y.cols, .k = x.cols, .mode = mode, .type = w.dtype, .c_type = y.dtype};
   Operand activations{x.data, x.stride, false};
-  if (w.dtype == DType::bf16) {
+  if (x.dtype != w.dtype) {
     const std::int64_t stride = (x.cols + 7) / 8 * 8;  // rows begin at multiples of 16 bytes
     std::uint16_t* half = half_.get(static_cast<std::size_t>(x.rows * stride));
     round_to_bf16(stream(), x, half, stride);
     activations = {half, stride, false};
   }
-  gemm_.multiply(operation, shape, activations, {w.data, w.stride, transpose_w}, y.f32(), y.stride);
+  gemm_.multiply(operation, shape, activations, {w.data, w.stride, transpose_w}, y.data, y.stride);
 }
 
 void CudaBackend::do_linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) {
@@ -124,11 +133,12 @@ void CudaBackend::do_grouped_matmul(std::span<const MemberRows> members, Multipl
   for (const MemberRows& member : members) {
     const std::int32_t rows = member.end - member.begin;
     if (rows == 0) continue;
-    const float* x_rows = x.f32() + member.begin * x.stride;
+    const void* x_rows = row(x, member.begin);
     const float* matrix = p.data + member.slot * p.slot_stride;
-    float* y_rows = y.f32() + member.begin * y.stride;
-    if (is_large(p)) {
-      gemm_.multiply("grouped_matmul", {.m = rows, .n = y.cols, .k = x.cols, .alpha = alpha, .mode = mode},
+    void* y_rows = row(y, member.begin);
+    if (is_large(p, x, y)) {
+      gemm_.multiply("grouped_matmul",
+                     {.m = rows, .n = y.cols, .k = x.cols, .alpha = alpha, .mode = mode, .rounding = rounding_},
                      {x_rows, x.stride, false}, {matrix, p.cols, transposed}, y_rows, y.stride);
     } else {
       tasks_.push_back({x_rows, matrix, y_rows, rows, static_cast<std::int32_t>(x.cols)});
@@ -143,6 +153,8 @@ void CudaBackend::do_grouped_matmul(std::span<const MemberRows> members, Multipl
             .c_row = y.stride,
             .alpha = alpha,
             .mode = mode,
+            .a_type = x.dtype,
+            .c_type = y.dtype,
             .by_rows = few_columns(y.cols, x.cols)});
   written("grouped_matmul", members, {y});
 }
@@ -153,15 +165,20 @@ void CudaBackend::do_grouped_outer(std::span<const MemberRows> members, float al
   for (const MemberRows& member : members) {
     const std::int32_t rows = member.end - member.begin;
     float* out = d_p.data + member.slot * d_p.slot_stride;
-    const float* d_y_rows = d_y.f32() + member.begin * d_y.stride;
-    const float* x_rows = x.f32() + member.begin * x.stride;
+    const void* d_y_rows = row(d_y, member.begin);
+    const void* x_rows = row(x, member.begin);
     if (rows == 0) {
       if (mode == Write::overwrite) cuda::fill(stream(), view_of(out, d_p.rows, d_p.cols), 0);
-    } else if (is_large(d_p)) {
-      gemm_.multiply(
-          "grouped_outer",
-          {.m = d_p.rows, .n = d_p.cols, .k = rows, .alpha = alpha, .mode = mode, .batch = BatchDimension::k},
-          {d_y_rows, d_y.stride, true}, {x_rows, x.stride, false}, out, d_p.cols);
+    } else if (is_large(d_p, x, d_y)) {
+      gemm_.multiply("grouped_outer",
+                     {.m = d_p.rows,
+                      .n = d_p.cols,
+                      .k = rows,
+                      .alpha = alpha,
+                      .mode = mode,
+                      .rounding = rounding_,
+                      .batch = BatchDimension::k},
+                     {d_y_rows, d_y.stride, true}, {x_rows, x.stride, false}, out, d_p.cols);
     } else {
       tasks_.push_back({d_y_rows, x_rows, out, static_cast<std::int32_t>(d_p.rows), rows});
     }
@@ -174,7 +191,9 @@ void CudaBackend::do_grouped_outer(std::span<const MemberRows> members, float al
             .b_col = 1,
             .c_row = d_p.cols,
             .alpha = alpha,
-            .mode = mode});
+            .mode = mode,
+            .a_type = d_y.dtype,
+            .b_type = x.dtype});
   written("grouped_outer", members, d_p);
 }
 

@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string description() const override;
   bool computes_on_host_memory() const override { return false; }
+  bool supports_bf16_activations() const override { return true; }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* device, std::size_t bytes) override;
   void synchronize() override { device_->synchronize(); }
@@ -36,6 +37,8 @@ class CudaBackend final : public Backend {
   void do_rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override;
   void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) override;
   void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override;
+  void do_add(ConstView a, ConstView b, View y) override;
+  void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) override;
   void do_axpy(float alpha, ConstView x, View y, Write mode) override;
   void do_scale_rows(ConstView weights, View x) override;
   void do_gather_rows(ConstView x, ConstView rows, View y) override;
@@ -69,7 +72,7 @@ class CudaBackend final : public Backend {
   double do_dot(ConstView x, ConstView y) override;
 
   cudaStream_t stream() const { return device_->stream(); }
-  /// A frozen product: activations become bf16 where the weights are.
+  /// A frozen product: f32 activations become bf16 where the weights are.
   void frozen_product(const char* operation, ConstView x, ConstView w, bool transpose_w, View y, Write mode);
   /// The debug mode's look at what an operation wrote: DeviceError that names it where its kernels failed or NaN is in.
   void written(const char* operation, std::initializer_list<ConstView> outputs);
@@ -78,6 +81,7 @@ class CudaBackend final : public Backend {
 
   std::shared_ptr<Device> device_;
   bool check_outputs_;
+  Rounding rounding_;  // of the factors of clients' own large products
   Gemm gemm_;
   PlanUpload plan_;
   Scratch<std::uint16_t> half_;

@@ -36,6 +36,16 @@ void CudaBackend::do_layer_norm_backward(ConstView x, ConstView w, float eps, Co
   written("layer_norm_backward", {d_x});
 }
 
+void CudaBackend::do_add(ConstView a, ConstView b, View y) {
+  cuda::add(stream(), a, b, y);
+  written("add", {y});
+}
+
+void CudaBackend::do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
+  cuda::residual_rms_norm(stream(), x, delta, w, eps, sum, y);
+  written("residual_rms_norm", {sum, y});
+}
+
 void CudaBackend::do_axpy(float alpha, ConstView x, View y, Write mode) {
   cuda::axpy(stream(), alpha, x, y, mode);
   written("axpy", {y});

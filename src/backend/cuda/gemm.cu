@@ -34,7 +34,8 @@ struct Gemm::Key {
   std::int64_t m, n, k, a_stride, b_stride, c_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
   bool a_transposed, b_transposed, accumulate;
-  DType type;
+  DType type, c_type;
+  Rounding rounding;
 
   auto operator<=>(const Key&) const = default;
 };
@@ -74,7 +75,9 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   const auto [place, is_new] = plans_->by_key.try_emplace(key);
   Plan& plan = place->second;
   if (!is_new) return plan;
-  check_cublas(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  const cublasComputeType_t compute =
+      key.rounding == Rounding::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  check_cublas(cublasLtMatmulDescCreate(&plan.product, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
   const cublasOperation_t first = key.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t second = key.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   check_cublas(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
@@ -89,7 +92,7 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   };
   layout(plan.a, key.type, key.b_transposed ? key.n : key.k, key.b_transposed ? key.k : key.n, key.b_stride);
   layout(plan.b, key.type, key.a_transposed ? key.k : key.m, key.a_transposed ? key.m : key.k, key.a_stride);
-  layout(plan.c, DType::f32, key.m, key.n, key.c_stride);
+  layout(plan.c, key.c_type, key.m, key.n, key.c_stride);
 
   cublasLtMatmulPreference_t preference = nullptr;
   check_cublas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
@@ -116,7 +119,7 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   return plan;
 }
 
-void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, float* c,
+void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, void* c,
                     std::int64_t c_stride) {
   if (shape.m == 0 || shape.n == 0) return;
   // The batch's dimension must be the rows of stored matrices.
@@ -128,7 +131,7 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
   const bool accumulate = shape.mode == Write::accumulate, rows_are_m = shape.batch == BatchDimension::m;
   Plan& plan = plan_for({rows_are_m ? kTypicalRows : shape.m, shape.n, rows_are_m ? shape.k : kTypicalRows, a_stride,
                          b_stride, stride, alignment_of(a.data), alignment_of(b.data), alignment_of(c), a.transposed,
-                         b.transposed, accumulate, shape.type});
+                         b.transposed, accumulate, shape.type, shape.c_type, shape.rounding});
   cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
   if (plan.found) {
     // The batch's rows are the columns of what cuBLAS sees.
@@ -159,7 +162,7 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
 }
 
 void Gemm::multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
-                                  float* c, std::int64_t c_stride) {
+                                  void* c, std::int64_t c_stride) {
   check(shape.m <= INT32_MAX && shape.k <= INT32_MAX, "product: too many rows");
   const ProductTask task{a.data, b.data, c, static_cast<std::int32_t>(shape.m), static_cast<std::int32_t>(shape.k)};
   const ProductShape own{.n = shape.n,
@@ -171,7 +174,8 @@ void Gemm::multiply_by_own_kernel(const char* operation, const GemmShape& shape,
                          .alpha = shape.alpha,
                          .mode = shape.mode,
                          .a_type = shape.type,
-                         .b_type = shape.type};
+                         .b_type = shape.type,
+                         .c_type = shape.c_type};
   products(device_->stream(), operation, {&task, 1}, own);
 }
 

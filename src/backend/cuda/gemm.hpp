@@ -25,11 +25,16 @@ struct Operand {
 /// The dimension that counts rows of the batch.
 enum class BatchDimension : std::uint8_t { m, k };
 
+/// What fp32 factors are rounded to before they are multiplied; sums are fp32.
+enum class Rounding : std::uint8_t { none, tf32 };
+
 struct GemmShape {
   std::int64_t m = 0, n = 0, k = 0;
   float alpha = 1;
   Write mode = Write::overwrite;
-  DType type = DType::f32;  ///< of A and B; C is f32, sums are fp32 (no TF32)
+  DType type = DType::f32;    ///< of A and B
+  DType c_type = DType::f32;  ///< f32, or bf16 where A and B are
+  Rounding rounding = Rounding::none;
   BatchDimension batch = BatchDimension::m;
 };
 
@@ -40,7 +45,7 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  void multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, float* c,
+  void multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, void* c,
                 std::int64_t c_stride);
 
  private:
@@ -49,7 +54,7 @@ class Gemm {
   struct Plans;
   Plan& plan_for(const Key& key);
   void multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
-                              float* c, std::int64_t c_stride);
+                              void* c, std::int64_t c_stride);
 
   std::shared_ptr<Device> device_;
   Scratch<std::byte> workspace_;

@@ -19,6 +19,8 @@ void fill(cudaStream_t stream, View y, float value);
 void copy(cudaStream_t stream, ConstView x, View y);
 /// y (rows, cols) bf16, contiguous rows of `y_stride`.
 void round_to_bf16(cudaStream_t stream, ConstView x, std::uint16_t* y, std::int64_t y_stride);
+/// y = a + b; b may be bf16.
+void add(cudaStream_t stream, ConstView a, ConstView b, View y);
 void axpy(cudaStream_t stream, float alpha, ConstView x, View y, Write mode);
 void scale_rows(cudaStream_t stream, ConstView weights, View x);
 void add_bias(cudaStream_t stream, ConstView bias, View y);
@@ -37,6 +39,7 @@ void scatter_add_rows(cudaStream_t stream, ConstView x, ConstView rows, View y);
 // norms.cu
 void rms_norm(cudaStream_t stream, ConstView x, ConstView w, float eps, View y);
 void rms_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
 void layer_norm(cudaStream_t stream, ConstView x, ConstView w, ConstView b, float eps, View y);
 void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
 

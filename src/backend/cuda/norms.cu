@@ -1,8 +1,9 @@
 // Norms, a block a row. With s = 1 / sqrt(mean(x^2) + eps), g = d_y w and n = x s:
 //   RMS:    y = n w                    d_x = s (g - n mean(g n))
 //   layer:  x first less its mean      d_x = s (g - mean(g) - n mean(g n))
+// The stream x is f32; y and d_y may be bf16. A row is read again from the cache rather than kept in registers.
+#include "cuda/elements.hpp"
 #include "cuda/kernels.hpp"
-#include "cuda/launch.hpp"
 #include "cuda/reduce.hpp"
 
 namespace fedpdpo::cuda {
@@ -10,10 +11,18 @@ namespace {
 
 enum class Norm : std::uint8_t { rms, layer };
 
-template <class Term>
+/// visit(first of N columns), each by one thread.
+template <int N, class Visit>
+__device__ void for_columns(std::int64_t cols, Visit visit) {
+  for (std::int64_t c = static_cast<std::int64_t>(threadIdx.x) * N; c < cols;
+       c += static_cast<std::int64_t>(blockDim.x) * N)
+    visit(c);
+}
+
+template <int N, class Term>
 __device__ float sum_over(std::int64_t cols, Term term) {
   float sum = 0;
-  for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x) sum += term(c);
+  for_columns<N>(cols, [&](std::int64_t c) { sum += term(c); });
   return block_sum(sum);
 }
 
@@ -21,68 +30,158 @@ struct RowStatistics {
   float mean, s;
 };
 
-template <Norm kNorm>
-__device__ RowStatistics statistics(const float* x, std::int64_t cols, float eps) {
+template <Norm kNorm, int N, class X>
+__device__ RowStatistics statistics(X x, std::int64_t t, std::int64_t cols, float eps) {
   const auto n = static_cast<float>(cols);
   float mean = 0;
-  if (kNorm == Norm::layer) mean = sum_over(cols, [&](std::int64_t c) { return x[c]; }) / n;
-  const float squares = sum_over(cols, [&](std::int64_t c) { return (x[c] - mean) * (x[c] - mean); });
+  if (kNorm == Norm::layer)
+    mean = sum_over<N>(cols,
+                       [&](std::int64_t c) {
+                         const Pack<N> pack = x.template load<N>(t, c);
+                         float sum = 0;
+                         for (int i = 0; i < N; ++i) sum += pack.v[i];
+                         return sum;
+                       }) /
+           n;
+  const float squares = sum_over<N>(cols, [&](std::int64_t c) {
+    const Pack<N> pack = x.template load<N>(t, c);
+    float sum = 0;
+    for (int i = 0; i < N; ++i) sum = fmaf(pack.v[i] - mean, pack.v[i] - mean, sum);
+    return sum;
+  });
   return {mean, 1.0f / sqrtf(squares / n + eps)};
 }
 
-template <Norm kNorm>
-__global__ void norm_kernel(ConstView x, ConstView w, ConstView b, float eps, View y) {
-  const float* x_row = row_of(x, blockIdx.x);
-  const auto [mean, s] = statistics<kNorm>(x_row, x.cols, eps);
-  float* y_row = row_of(y, blockIdx.x);
-  const float* weight = row_of(w, 0);
-  for (std::int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
-    const float n = (x_row[c] - mean) * s;
-    y_row[c] = kNorm == Norm::rms ? n * weight[c] : fmaf(n, weight[c], row_of(b, 0)[c]);
-  }
+template <Norm kNorm, int N, class X, class Y>
+__device__ void write_normed(X x, const float* weight, const float* bias, float eps, Y y, std::int64_t t,
+                             std::int64_t cols) {
+  const auto [mean, s] = statistics<kNorm, N>(x, t, cols, eps);
+  for_columns<N>(cols, [&](std::int64_t c) {
+    Pack<N> pack = x.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) {
+      const float n = (pack.v[i] - mean) * s;
+      pack.v[i] = kNorm == Norm::rms ? n * weight[c + i] : fmaf(n, weight[c + i], bias[c + i]);
+    }
+    y.store(t, c, pack);
+  });
 }
 
-template <Norm kNorm>
-__global__ void norm_backward_kernel(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
-  const float* x_row = row_of(x, blockIdx.x);
-  const float* d_y_row = row_of(d_y, blockIdx.x);
-  const float* weight = row_of(w, 0);
-  const RowStatistics row = statistics<kNorm>(x_row, x.cols, eps);
+template <Norm kNorm, int N, class Y>
+__global__ void norm_kernel(Elements<const float> x, const float* weight, const float* bias, float eps, Y y,
+                            std::int64_t cols) {
+  write_normed<kNorm, N>(x, weight, bias, eps, y, blockIdx.x, cols);
+}
+
+// A thread reads again the very columns that it has written.
+template <int N, class Y>
+__global__ void residual_rms_norm_kernel(Elements<const float> x, Y delta, const float* weight, float eps,
+                                         Elements<float> sum, Y y, std::int64_t cols) {
+  const std::int64_t t = blockIdx.x;
+  for_columns<N>(cols, [&](std::int64_t c) {
+    Pack<N> total = x.load<N>(t, c);
+    const Pack<N> term = delta.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) total.v[i] += term.v[i];
+    sum.store(t, c, total);
+  });
+  write_normed<Norm::rms, N>(sum, weight, nullptr, eps, y, t, cols);
+}
+
+template <Norm kNorm, int N, class DY>
+__global__ void norm_backward_kernel(Elements<const float> x, const float* weight, float eps, DY d_y,
+                                     Elements<float> d_x, Write mode, std::int64_t cols) {
+  const std::int64_t t = blockIdx.x;
+  const RowStatistics row = statistics<kNorm, N>(x, t, cols, eps);
   const float mean = row.mean, s = row.s;
-  const auto n = static_cast<float>(x.cols);
+  const auto n = static_cast<float>(cols);
   float mean_g = 0;
-  if (kNorm == Norm::layer) mean_g = sum_over(x.cols, [&](std::int64_t c) { return d_y_row[c] * weight[c]; }) / n;
-  const float slope =
-      sum_over(x.cols, [&](std::int64_t c) { return d_y_row[c] * weight[c] * ((x_row[c] - mean) * s); }) / n;
-  float* d_x_row = row_of(d_x, blockIdx.x);
-  for (std::int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
-    const float normed = (x_row[c] - mean) * s;
-    put(d_x_row + c, s * fmaf(-normed, slope, d_y_row[c] * weight[c] - mean_g), mode);
-  }
+  if (kNorm == Norm::layer)
+    mean_g = sum_over<N>(cols,
+                         [&](std::int64_t c) {
+                           const Pack<N> g = d_y.template load<N>(t, c);
+                           float sum = 0;
+                           for (int i = 0; i < N; ++i) sum = fmaf(g.v[i], weight[c + i], sum);
+                           return sum;
+                         }) /
+             n;
+  const float slope = sum_over<N>(cols,
+                                  [&](std::int64_t c) {
+                                    const Pack<N> g = d_y.template load<N>(t, c), at = x.load<N>(t, c);
+                                    float sum = 0;
+                                    for (int i = 0; i < N; ++i)
+                                      sum = fmaf(g.v[i] * weight[c + i], (at.v[i] - mean) * s, sum);
+                                    return sum;
+                                  }) /
+                      n;
+  for_columns<N>(cols, [&](std::int64_t c) {
+    const Pack<N> at = x.load<N>(t, c);
+    Pack<N> g = d_y.template load<N>(t, c);
+    for (int i = 0; i < N; ++i) {
+      const float normed = (at.v[i] - mean) * s;
+      g.v[i] = s * fmaf(-normed, slope, g.v[i] * weight[c + i] - mean_g);
+    }
+    d_x.put(t, c, g, mode);
+  });
 }
 
 dim3 rows_of(ConstView x) { return dim3(static_cast<unsigned>(x.rows)); }
-dim3 threads_for(std::int64_t cols) { return dim3(cols <= 256 ? 64 : (cols <= 1024 ? 128 : 256)); }
+/// Whole warps, a pack or a few a thread.
+dim3 threads_for(std::int64_t cols, bool packed) {
+  const std::int64_t packs = packed ? (cols + kPack - 1) / kPack : cols;
+  return dim3(static_cast<unsigned>(std::clamp<std::int64_t>((packs + kWarp - 1) / kWarp * kWarp, kWarp, 256)));
+}
+
+Elements<const float> stream_of(ConstView x) { return {x.f32(), x.stride}; }
+Elements<float> stream_of(View x) { return {x.f32(), x.stride}; }
+
+template <Norm kNorm>
+void norm(cudaStream_t stream, const char* operation, ConstView x, ConstView w, ConstView b, float eps, View y) {
+  const bool packed = all_in_packs(x, y);
+  typed(y, [&]<class Y>(Y out) {
+    launch(stream, operation, rows_of(x), threads_for(x.cols, packed),
+           packed ? norm_kernel<kNorm, kPack, Y> : norm_kernel<kNorm, 1, Y>, stream_of(x), w.f32(), b.f32(), eps, out,
+           x.cols);
+  });
+}
+
+template <Norm kNorm>
+void norm_backward(cudaStream_t stream, const char* operation, ConstView x, ConstView w, float eps, ConstView d_y,
+                   View d_x, Write mode) {
+  const bool packed = all_in_packs(x, d_y, d_x);
+  typed(d_y, [&]<class DY>(DY gradient) {
+    launch(stream, operation, rows_of(x), threads_for(x.cols, packed),
+           packed ? norm_backward_kernel<kNorm, kPack, DY> : norm_backward_kernel<kNorm, 1, DY>, stream_of(x), w.f32(),
+           eps, gradient, stream_of(d_x), mode, x.cols);
+  });
+}
 
 }  // namespace
 
 void rms_norm(cudaStream_t stream, ConstView x, ConstView w, float eps, View y) {
-  launch(stream, "rms_norm", rows_of(x), threads_for(x.cols), norm_kernel<Norm::rms>, x, w, ConstView{}, eps, y);
+  norm<Norm::rms>(stream, "rms_norm", x, w, {}, eps, y);
 }
 
 void layer_norm(cudaStream_t stream, ConstView x, ConstView w, ConstView b, float eps, View y) {
-  launch(stream, "layer_norm", rows_of(x), threads_for(x.cols), norm_kernel<Norm::layer>, x, w, b, eps, y);
+  norm<Norm::layer>(stream, "layer_norm", x, w, b, eps, y);
+}
+
+void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
+  const bool packed = all_in_packs(x, delta, sum, y);
+  typed(y, [&]<class Y>(Elements<Y> out) {
+    // The kernel writes through one of the two alone.
+    const Elements<Y> term{const_cast<Y*>(static_cast<const Y*>(delta.data)), delta.stride};
+    launch(stream, "residual_rms_norm", rows_of(x), threads_for(x.cols, packed),
+           packed ? residual_rms_norm_kernel<kPack, Elements<Y>> : residual_rms_norm_kernel<1, Elements<Y>>,
+           stream_of(x), term, w.f32(), eps, stream_of(sum), out, x.cols);
+  });
 }
 
 void rms_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
-  launch(stream, "rms_norm_backward", rows_of(x), threads_for(x.cols), norm_backward_kernel<Norm::rms>, x, w, eps, d_y,
-         d_x, mode);
+  norm_backward<Norm::rms>(stream, "rms_norm_backward", x, w, eps, d_y, d_x, mode);
 }
 
 void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x,
                          Write mode) {
-  launch(stream, "layer_norm_backward", rows_of(x), threads_for(x.cols), norm_backward_kernel<Norm::layer>, x, w, eps,
-         d_y, d_x, mode);
+  norm_backward<Norm::layer>(stream, "layer_norm_backward", x, w, eps, d_y, d_x, mode);
 }
 
 }  // namespace fedpdpo::cuda

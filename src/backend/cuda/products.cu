@@ -19,8 +19,14 @@ struct TaskTable {
   ProductTask tasks[kMostTasks];
 };
 
-__device__ void finish(float* c, float sum, const ProductShape& shape) {
-  *c = shape.mode == Write::accumulate ? fmaf(shape.alpha, sum, *c) : shape.alpha * sum;
+__device__ void finish(void* c, std::int64_t at, float sum, const ProductShape& shape) {
+  const float before = shape.mode == Write::accumulate ? widened(c, shape.c_type, at) : 0.0f;
+  const float value = shape.mode == Write::accumulate ? fmaf(shape.alpha, sum, before) : shape.alpha * sum;
+  if (shape.c_type == DType::f32) {
+    static_cast<float*>(c)[at] = value;
+  } else {
+    static_cast<std::uint16_t*>(c)[at] = rounded_to_bf16(value);
+  }
 }
 
 __global__ void __launch_bounds__(kSide* kSide) tile_kernel(TaskTable table, ProductShape shape) {
@@ -61,7 +67,7 @@ __global__ void __launch_bounds__(kSide* kSide) tile_kernel(TaskTable table, Pro
   for (int r = 0; r < kPerThread; ++r)
     for (int s = 0; s < kPerThread; ++s) {
       const std::int64_t i = i0 + ty + r * kSide, j = j0 + tx + s * kSide;
-      if (i < task.m && j < shape.n) finish(task.c + i * shape.c_row + j, sums[r][s], shape);
+      if (i < task.m && j < shape.n) finish(task.c, i * shape.c_row + j, sums[r][s], shape);
     }
 }
 
@@ -80,7 +86,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp) row_kernel(TaskTable table, 
   }
   for (int s = 0; s < kRowColumns; ++s) {
     const float sum = warp_sum(sums[s]);
-    if (lane == 0 && j0 + s < shape.n) finish(task.c + i * shape.c_row + j0 + s, sum, shape);
+    if (lane == 0 && j0 + s < shape.n) finish(task.c, i * shape.c_row + j0 + s, sum, shape);
   }
 }
 

@@ -16,18 +16,18 @@ namespace fedpdpo::cuda {
 struct ProductTask {
   const void* a;
   const void* b;
-  float* c;
+  void* c;
   std::int32_t m, depth;
 };
 
 /// What the products of a launch share. Element (i, k) of A is a[i * a_row + k * a_col]; of B (k, j)
-/// b[k * b_row + j * b_col]; of C c[i * c_row + j]. A and B are f32 or bf16.
+/// b[k * b_row + j * b_col]; of C c[i * c_row + j]. Each is f32 or bf16; sums are fp32.
 struct ProductShape {
   std::int64_t n;
   std::int64_t a_row, a_col, b_row, b_col, c_row;
   float alpha;
   Write mode;
-  DType a_type = DType::f32, b_type = DType::f32;
+  DType a_type = DType::f32, b_type = DType::f32, c_type = DType::f32;
   /// True for few columns and long sums over rows of A that lie in one piece (a_col = 1): another kernel, same
   /// contract.
   bool by_rows = false;
