@@ -78,7 +78,7 @@ class Contract {
     require(shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
                 shape.num_heads > 0,
             "heads: a positive multiple of the kv heads");
-    matrix(qkv, "qkv", qkv.rows, std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim);
+    matrix(qkv, "qkv", qkv.rows, std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim, qkv.dtype);
     require(!plan.group_offsets.empty() && plan.group_offsets.front() == 0 &&
                 plan.group_offsets.back() == static_cast<std::int32_t>(plan.segments.size()),
             "plan: group offsets run from 0 to the number of segments");
@@ -290,8 +290,8 @@ void Backend::rotate(ConstView positions, ConstView cos, ConstView sin, std::int
 
 void Backend::attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse) {
   const Contract contract("attention");
-  contract.attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
-  contract.matrix(out, "out", qkv.rows, std::int64_t{shape.num_heads} * shape.head_dim);
+  contract.activations(*this, qkv, "qkv").attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
+  contract.matrix(out, "out", qkv.rows, std::int64_t{shape.num_heads} * shape.head_dim, qkv.dtype);
   if (qkv.rows > 0) do_attention(plan, shape, qkv, out, lse);
 }
 
@@ -299,9 +299,9 @@ void Backend::attention_backward(const AttentionPlan& plan, const AttentionShape
                                  ConstView lse, ConstView d_out, View d_qkv) {
   const Contract contract("attention_backward");
   const std::int64_t width = std::int64_t{shape.num_heads} * shape.head_dim;
-  contract.attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
-  contract.matrix(out, "out", qkv.rows, width).matrix(d_out, "d_out", qkv.rows, width);
-  contract.matrix(d_qkv, "d_qkv", qkv.rows, qkv.cols)
+  contract.activations(*this, qkv, "qkv").attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
+  contract.matrix(out, "out", qkv.rows, width, qkv.dtype).matrix(d_out, "d_out", qkv.rows, width, qkv.dtype);
+  contract.matrix(d_qkv, "d_qkv", qkv.rows, qkv.cols, qkv.dtype)
       .require(d_qkv.data != qkv.data || qkv.rows == 0, "d_qkv is not qkv itself");
   if (qkv.rows > 0) do_attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv);
 }

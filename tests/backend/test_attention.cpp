@@ -1,4 +1,5 @@
 // Rotary embedding and prefix-shared attention against the reference.
+#include "attention_plans.hpp"
 #include "fixture.hpp"
 
 namespace fedpdpo {
@@ -6,30 +7,9 @@ namespace {
 
 class Attention : public OperationTest {
  protected:
-  struct Plan {
-    std::vector<Segment> segments;
-    std::vector<std::int32_t> offsets;
-    AttentionPlan view() const { return {segments, offsets}; }
-    std::int64_t rows() const { return segments.empty() ? 0 : segments.back().end; }
-  };
-  /// Groups of [prefix | branch | branch]; a negative length makes a lone causal sequence.
-  static Plan pairs(const std::vector<std::array<std::int32_t, 3>>& lengths) {
-    Plan plan;
-    plan.offsets.push_back(0);
-    std::int32_t row = 0;
-    for (const auto& [prefix, first, second] : lengths) {
-      const std::int32_t begin = row, end = row + prefix;
-      plan.segments.push_back({begin, end, begin, begin});
-      plan.segments.push_back({end, end + first, begin, end});
-      plan.segments.push_back({end + first, end + first + second, begin, end});
-      plan.offsets.push_back(static_cast<std::int32_t>(plan.segments.size()));
-      row = end + first + second;
-    }
-    return plan;
-  }
-  static AttentionShape heads(int num_heads, int num_kv_heads, int head_dim) {
-    return {num_heads, num_kv_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim))};
-  }
+  using Plan = TestPlan;
+  static constexpr auto pairs = TestPlan::pairs;
+  static constexpr auto heads = test_heads;
   void expect_attention(const Plan& plan, const AttentionShape& shape, bool backward) {
     const std::int64_t rows = plan.rows(), width = std::int64_t{shape.num_heads} * shape.head_dim;
     const Matrix qkv = random(rows, width + 2 * shape.num_kv_heads * shape.head_dim);

@@ -117,6 +117,35 @@ TEST_P(Contracts, AttentionPlans) {
   EXPECT_CONTRACT(attend({{0, 10, 0, 0}}, {0, 1}, {2, 1, 16, 1}));
 }
 
+TEST_P(Contracts, AttentionInBf16) {
+  const AttentionShape shape{2, 1, 8, 0.35f};
+  const std::vector<Segment> segments = {{0, 10, 0, 0}};
+  const std::vector<std::int32_t> offsets = {0, 1};
+  const Tensor half_qkv(*backend_, 10, 32, DType::bf16), half_out(*backend_, 10, 16, DType::bf16);
+  const Tensor half_lse(*backend_, 10, 2, DType::bf16), d_half_qkv(*backend_, 10, 32, DType::bf16);
+  const View qkv = half_qkv.view(), out = half_out.view(), d_qkv = d_half_qkv.view(), lse = f32(10, 2);
+  const auto attend = [&](ConstView in, View to, View with) {
+    backend_->attention({segments, offsets}, shape, in, to, with);
+  };
+  const auto back = [&](ConstView in, ConstView from, ConstView gradient, View to) {
+    backend_->attention_backward({segments, offsets}, shape, in, from, lse, gradient, to);
+  };
+  if (backend_->supports_bf16_activations()) {
+    EXPECT_NO_THROW(attend(qkv, out, lse));
+    EXPECT_NO_THROW(back(qkv, out, out, d_qkv));
+  } else {
+    EXPECT_CONTRACT(attend(qkv, out, lse));
+    EXPECT_CONTRACT(back(qkv, out, out, d_qkv));
+  }
+  EXPECT_CONTRACT(attend(qkv, out, half_lse.view()));
+  EXPECT_CONTRACT(attend(qkv, f32(10, 16), lse));
+  EXPECT_CONTRACT(attend(f32(10, 32), out, lse));
+  EXPECT_CONTRACT(back(f32(10, 32), f32(10, 16), f32(10, 16), d_qkv));
+  EXPECT_CONTRACT(back(qkv, f32(10, 16), out, d_qkv));
+  EXPECT_CONTRACT(back(qkv, out, f32(10, 16), d_qkv));
+  EXPECT_CONTRACT(back(qkv, out, out, qkv));
+}
+
 TEST(CpuBackend, NeedsAThread) { EXPECT_CONTRACT(make_cpu_backend({.num_threads = 0})); }
 
 TEST(CpuBackend, DescribesItself) {

@@ -17,6 +17,13 @@ inline constexpr double kSquaredNorm = 2e-13;  ///< double, against a plain runn
 inline constexpr double kProductBf16 = 4e-3;
 /// The same against a reference whose activations are rounded alike: only the fp32 sum is left.
 inline constexpr double kProductBf16Rounded = 2e-6;
+/// Attention of bf16 rows, by rows of a head: the result's own rounding (2^-9 of an element at most) and that of the
+/// weights, whose errors do not average out where few keys have all the weight; backward also of the weights'
+/// gradients, which cancel in dQ and dK.
+inline constexpr double kAttentionBf16 = 6e-3;
+inline constexpr double kAttentionGradientBf16 = 1e-2;
+/// The same against differences of a forward that is not rounded, as it is in D = rowsum(dO * O).
+inline constexpr double kAttentionGradientBf16Unrounded = 3e-2;
 /// Whole training steps, one backend against another: gradients and values of every parameter group together.
 inline constexpr double kTrainingStep = 3e-5;
 inline constexpr double kTrainingStepBf16 = 2e-2;

@@ -56,6 +56,7 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDataType_t { CUDA_R_32F, CUDA_R_16BF };
 
 struct EmulatedStream;
@@ -101,37 +102,69 @@ namespace emulation {
 
 /// Keeps work for the stream; device memory can be touched only while it runs.
 void enqueue(cudaStream_t stream, std::function<void()> work);
-/// Every thread of every block of the grid.
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
-cudaError_t valid_launch(const cudaLaunchConfig_t& config);
+/// Every thread of every block of the grid, each block with `memory` bytes of dynamic shared memory.
+void run_grid(dim3 grid, dim3 block, std::size_t memory, const std::function<void()>& thread);
+cudaError_t valid_launch(const cudaLaunchConfig_t& config, const void* kernel);
+cudaError_t set_kernel_memory(const void* kernel, int bytes);
 void block_barrier();
-/// `mine` of the thread of this warp whose lane is `lane`.
-std::uint64_t exchange_in_warp(std::uint64_t mine, unsigned lane);
 unsigned lane();
+/// Waits until all threads of the warp are here, who must be about the same operation, which is then done once:
+/// operation(what each lane brought, lanes).
+void with_warp(void (*operation)(void* const* lanes, unsigned count), void* own);
+/// The running block's dynamic shared memory, of NaN when the block begins.
+unsigned char* block_memory();
+/// Copies into it when this thread waits for it, zeros where not `valid`.
+void copy_later(void* to, const void* from, std::size_t bytes, bool valid);
+void finish_copies();
+/// Ends the test with `what` and the running thread where the condition does not hold.
+void require(bool condition, const char* what);
+/// That `bytes` from there lie in the block's dynamic shared memory, at a multiple of their number.
+void require_in_block_memory(const void* from, std::size_t bytes);
 
 }  // namespace emulation
 
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-  const cudaError_t status = emulation::valid_launch(*config);
+  const cudaError_t status = emulation::valid_launch(*config, reinterpret_cast<const void*>(kernel));
   static_assert((sizeof(Params) + ... + 0) <= 4096, "kernel parameters take at most 4 KB");
   if (status != cudaSuccess) return status;
   std::tuple<Params...> values(static_cast<Params>(args)...);
-  emulation::enqueue(config->stream, [grid = config->gridDim, block = config->blockDim, kernel, values] {
-    emulation::run_grid(grid, block, [&] { std::apply(kernel, values); });
+  emulation::enqueue(config->stream, [config = *config, kernel, values] {
+    emulation::run_grid(config.gridDim, config.blockDim, config.dynamicSmemBytes, [&] { std::apply(kernel, values); });
   });
   return cudaSuccess;
 }
 
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int value) {
+  return emulation::set_kernel_memory(reinterpret_cast<const void*>(kernel), value);
+}
+
 inline void __syncthreads() { emulation::block_barrier(); }
+inline void __syncwarp() {
+  emulation::with_warp([](void* const*, unsigned) {}, nullptr);
+}
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof value);
-  bits = emulation::exchange_in_warp(bits, emulation::lane() ^ static_cast<unsigned>(mask));
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+T __shfl_sync(unsigned, T value, int lane) {
+  struct Lane {
+    T value, found;
+    unsigned from;
+  } own{value, value, static_cast<unsigned>(lane) % 32};
+  emulation::with_warp(
+      [](void* const* lanes, unsigned count) {
+        for (unsigned i = 0; i < count; ++i) {
+          auto& to = *static_cast<Lane*>(lanes[i]);
+          emulation::require(to.from < count, "a lane beyond the block");
+          to.found = static_cast<const Lane*>(lanes[to.from])->value;
+        }
+      },
+      &own);
+  return own.found;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int mask) {
+  return __shfl_sync(all, value, static_cast<int>(emulation::lane()) ^ mask);
 }
 
 inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {

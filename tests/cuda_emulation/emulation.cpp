@@ -127,7 +127,7 @@ void drain(cudaStream_t stream) {
 
 // --- a block's threads
 
-enum class State { ready, at_barrier, in_exchange, done };
+enum class State { ready, at_barrier, in_warp, done };
 
 // A stack on which threads run, one after another, until one waits: that one keeps it, the rest go on on another. It is
 // entered once by its context; from then on _setjmp and _longjmp switch, which make no system call.
@@ -138,11 +138,19 @@ struct Fiber {
   std::unique_ptr<std::byte[]> stack;
 };
 
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  std::size_t bytes;
+};
+
+using WarpOperation = void (*)(void* const* lanes, unsigned count);
+
 struct Thread {
   State state = State::done;
-  // By turns: nobody offers twice before all have taken once.
-  std::uint64_t offered[2] = {};
-  unsigned turn = 0;
+  WarpOperation operation = nullptr;
+  void* brought = nullptr;
+  std::vector<Copy> copies;
   Fiber* fiber = nullptr;
 };
 
@@ -155,8 +163,11 @@ struct Block {
   Fiber* current = nullptr;
   unsigned count = 0, started = 0, running = 0;
   const std::function<void()>* kernel = nullptr;
+  std::unique_ptr<unsigned char, decltype(&std::free)> memory{nullptr, std::free};
+  std::size_t memory_bytes = 0;
   jmp_buf scheduler{};
 } block;
+std::map<const void*, std::size_t> memory_of_kernel;
 
 void run_as(unsigned index) {
   block.running = index;
@@ -180,6 +191,7 @@ void enter() {
       run_as(order == Order::forward ? i : block.count - 1 - i);
       (*block.kernel)();
       block.threads[block.running].state = State::done;
+      if (!block.threads[block.running].copies.empty()) fail("a thread ended before its copies");
     }
     block.idle.push_back(block.current);
     leave();
@@ -228,18 +240,30 @@ bool all_in(State state, unsigned first, unsigned last) {
   return waiting == last - first;
 }
 
+void operate(unsigned first, unsigned last) {
+  const WarpOperation operation = block.threads[first].operation;
+  void* brought[32];
+  for (unsigned i = first; i < last; ++i) {
+    if (block.threads[i].operation != operation) fail("lanes of a warp at different operations");
+    brought[i - first] = block.threads[i].brought;
+  }
+  operation(brought, last - first);
+}
+
 void run_block() {
   block.count = blockDim.x * blockDim.y * blockDim.z;
   block.threads.assign(block.count, {});
   block.started = 0;
+  if (block.memory_bytes > 0) std::memset(block.memory.get(), 0xff, block.memory_bytes);
   start_threads();
   while (true) {
     bool progress = false;
-    // Warps whose threads have all offered a number.
+    // Warps whose threads have all come to an operation.
     for (unsigned first = 0; first < block.count; first += 32) {
       const unsigned last = std::min(first + 32, block.count);
-      while (all_in(State::in_exchange, first, last)) {
+      while (all_in(State::in_warp, first, last)) {
         progress = true;
+        operate(first, last);
         for (unsigned i = 0; i < last - first; ++i) resume(order == Order::forward ? first + i : last - 1 - i);
       }
     }
@@ -267,22 +291,32 @@ Counts counts() {
 
 void enqueue(cudaStream_t stream, std::function<void()> work) { stream->work.push_back(std::move(work)); }
 
-void run_grid(dim3 grid, dim3 threads, const std::function<void()>& thread) {
+void run_grid(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>& thread) {
   gridDim = grid;
   blockDim = threads;
+  if (bytes > 0) block.memory.reset(static_cast<unsigned char*>(std::aligned_alloc(128, (bytes + 127) / 128 * 128)));
+  block.memory_bytes = bytes;
   block.kernel = &thread;
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
 }
 
-cudaError_t valid_launch(const cudaLaunchConfig_t& config) {
+cudaError_t set_kernel_memory(const void* kernel, int bytes) {
+  constexpr int kMost = 163 << 10;  // of compute capability 8.0
+  if (bytes < 0 || bytes > kMost) return cudaErrorInvalidValue;
+  memory_of_kernel[kernel] = static_cast<std::size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t valid_launch(const cudaLaunchConfig_t& config, const void* kernel) {
   ++counted.launches;
   if (lost) return cudaErrorIllegalAddress;
   const dim3 grid = config.gridDim, threads = config.blockDim;
   const bool valid = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 &&
                      grid.z <= 65535 && threads.x >= 1 && threads.y >= 1 && threads.z >= 1 && threads.z <= 64 &&
-                     threads.x * threads.y * threads.z <= 1024;
+                     threads.x * threads.y * threads.z <= 1024 &&
+                     config.dynamicSmemBytes <= std::max(std::size_t{48} << 10, memory_of_kernel[kernel]);
   return valid ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
 
@@ -290,14 +324,41 @@ void block_barrier() { pause(State::at_barrier); }
 
 unsigned lane() { return block.running % 32; }
 
-std::uint64_t exchange_in_warp(std::uint64_t mine, unsigned from) {
-  Thread& self = block.threads[block.running];
-  const unsigned turn = self.turn++ % 2;
-  self.offered[turn] = mine;
-  pause(State::in_exchange);
-  const unsigned other = block.running / 32 * 32 + from;
-  if (other >= block.count) fail("a lane beyond the block");
-  return block.threads[other].offered[turn];
+void with_warp(WarpOperation operation, void* own) {
+  block.threads[block.running].operation = operation;
+  block.threads[block.running].brought = own;
+  pause(State::in_warp);
+}
+
+unsigned char* block_memory() { return block.memory.get(); }
+
+void copy_later(void* to, const void* from, std::size_t bytes, bool valid) {
+  require_in_block_memory(to, bytes);
+  require(reinterpret_cast<std::uintptr_t>(from) % bytes == 0, "an asynchronous copy from an unaligned address");
+  std::memset(to, 0xff, bytes);
+  block.threads[block.running].copies.push_back({to, valid ? from : nullptr, bytes});
+}
+
+void finish_copies() {
+  for (const Copy& copy : block.threads[block.running].copies) {
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+  block.threads[block.running].copies.clear();
+}
+
+void require(bool condition, const char* what) {
+  if (!condition) fail(what);
+}
+
+void require_in_block_memory(const void* from, std::size_t bytes) {
+  const auto* at = static_cast<const unsigned char*>(from);
+  const unsigned char* memory = block.memory.get();
+  require(memory != nullptr && at >= memory && at + bytes <= memory + block.memory_bytes, "not in the block's memory");
+  require(reinterpret_cast<std::uintptr_t>(from) % bytes == 0, "unaligned in the block's memory");
 }
 
 }  // namespace emulation

@@ -169,6 +169,40 @@ TEST_F(EmulatedDevice, TheOrderOfThreadsChangesNoBits) {
   EXPECT_EQ(Step().run(30), forward);
 }
 
+/// The gradient that attention of bf16 rows leaves, then how many allocations it took.
+std::vector<std::uint16_t> attend_in_bf16(Backend& backend, std::int32_t rows) {
+  const AttentionShape heads{4, 2, 64, 0.125f};
+  const std::vector<Segment> segments = {{0, 70, 0, 0}, {70, 75, 0, 70}, {75, rows, 3, 69}};
+  const std::vector<std::int32_t> groups = {0, 3};
+  const Tensor qkv(backend, rows, 512, DType::bf16), out(backend, rows, 256, DType::bf16), lse(backend, rows, 4),
+      d_qkv(backend, rows, 512, DType::bf16);
+  RandomStream random({.seed = 6, .purpose = Purpose::test});
+  std::vector<std::uint16_t> numbers(static_cast<std::size_t>(rows) * 512);
+  for (auto& v : numbers) v = bf16_bits(static_cast<float>(random.normal()));
+  backend.copy_to_device(qkv.view().data, numbers.data(), qkv.bytes());
+  const emulation::Counts before = emulation::counts();
+  backend.attention({segments, groups}, heads, qkv.view(), out.view(), lse.view());
+  backend.attention_backward({segments, groups}, heads, qkv.view(), out.view(), lse.view(), out.view(), d_qkv.view());
+  const emulation::Counts after = emulation::counts();
+  EXPECT_EQ(after.launches - before.launches, 3u);
+  EXPECT_EQ(after.waits, before.waits);
+  numbers.push_back(static_cast<std::uint16_t>(after.allocations - before.allocations));
+  backend.copy_to_host(numbers.data(), d_qkv.view().data, d_qkv.bytes());
+  return numbers;
+}
+
+TEST_F(EmulatedDevice, AttentionInBf16AllocatesOnceAndKeepsItsBitsInAnyOrder) {
+  const auto backend = make_cuda_backend({});
+  std::vector<std::uint16_t> forward = attend_in_bf16(*backend, 205);
+  EXPECT_GT(forward.back(), 0u);
+  EXPECT_EQ(attend_in_bf16(*backend, 131).back(), 0u);  // a batch of another size
+  emulation::set_order(emulation::Order::backward);
+  const std::vector<std::uint16_t> backward = attend_in_bf16(*backend, 205);
+  EXPECT_EQ(backward.back(), 0u);
+  forward.back() = 0;
+  EXPECT_EQ(backward, forward);
+}
+
 TEST_F(EmulatedDevice, ProductsThatCublasHasNoAlgorithmFor) {
   for (const DType weights : {DType::f32, DType::bf16}) {
     const std::vector<float> expected = Step(weights).run(30);

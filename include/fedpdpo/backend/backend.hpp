@@ -128,9 +128,11 @@ class Backend {
   /// inverse rotates back (the backward of forward). x is an activation.
   void rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction, View x);
   /// qkv (T, (H + 2 H_kv) head_dim): queries, keys, values. out (T, H head_dim); lse (T, H) log-sum-exp of the scaled
-  /// scores. Query head h uses key head h / (H / H_kv).
+  /// scores. Query head h uses key head h / (H / H_kv). All but lse, which is f32, may also be bf16 where the backend
+  /// supports bf16 activations; attention weights and their gradients are then rounded to bf16 in the products that
+  /// they enter. On CUDA a group's rows have the same bits in any batch.
   void attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse);
-  /// d_qkv (overwritten) has qkv's shape.
+  /// d_qkv (overwritten) has qkv's shape and dtype, as out and d_out have its dtype.
   void attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
                           ConstView lse, ConstView d_out, View d_qkv);
 

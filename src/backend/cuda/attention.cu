@@ -1,12 +1,13 @@
-// Prefix-shared causal attention, a warp a row and head, its lanes along the head's columns, online softmax over keys:
+// Prefix-shared causal attention of f32 or bf16 rows, a warp a row and head, its lanes along the head's columns, online
+// softmax over keys:
 //   m' = max(m, s), l' = l e^(m - m') + e^(s - m'), o' = o e^(m - m') + e^(s - m') v;  lse = m + log l.
 // Backward with P = exp(S - lse), D = rowsum(dO * O):  dS = scale P * (dO V^T - D),  dQ = dS K,  dV = P^T dO,
 // dK = dS^T Q: one kernel by query rows, one by key rows that visits its queries in order. No sum depends on timing.
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 
 #include "cuda/attention.hpp"
+#include "cuda/attention_heads.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/reduce.hpp"
 #include "fedpdpo/core/error.hpp"
@@ -16,21 +17,38 @@ namespace {
 
 constexpr int kRowWarps = 4;
 
+__device__ float number(float x) { return x; }
+__device__ float number(std::uint16_t x) { return __uint_as_float(static_cast<std::uint32_t>(x) << 16); }
+__device__ void assign(float& y, float x) { y = x; }
+__device__ void assign(std::uint16_t& y, float x) { y = rounded_to_bf16(x); }
+
+template <class T>
+__device__ const T* elements(ConstView x, std::int64_t t) {
+  return static_cast<const T*>(x.data) + t * x.stride;
+}
+template <class T>
+__device__ T* elements(View x, std::int64_t t) {
+  return static_cast<T*>(x.data) + t * x.stride;
+}
+
 /// The columns of a head that a lane holds: lane, lane + 32, ...
 template <int kParts>
 struct LaneColumns {
   float values[kParts];
 
   /// Columns beyond the head's are zero.
-  static __device__ LaneColumns load(const float* head, int lane, int head_dim) {
+  template <class T>
+  static __device__ LaneColumns load(const T* head, int lane, int head_dim) {
     LaneColumns columns;
-    for (int i = 0; i < kParts; ++i) columns.values[i] = lane + i * kWarp < head_dim ? head[lane + i * kWarp] : 0.0f;
+    for (int i = 0; i < kParts; ++i)
+      columns.values[i] = lane + i * kWarp < head_dim ? number(head[lane + i * kWarp]) : 0.0f;
     return columns;
   }
-  static __device__ LaneColumns zero() { return load(nullptr, 0, 0); }
-  __device__ void store(float* head, int lane, int head_dim) const {
+  static __device__ LaneColumns zero() { return load<float>(nullptr, 0, 0); }
+  template <class T>
+  __device__ void store(T* head, int lane, int head_dim) const {
     for (int i = 0; i < kParts; ++i)
-      if (lane + i * kWarp < head_dim) head[lane + i * kWarp] = values[i];
+      if (lane + i * kWarp < head_dim) assign(head[lane + i * kWarp], values[i]);
   }
   __device__ void scale(float factor) {
     for (int i = 0; i < kParts; ++i) values[i] *= factor;
@@ -46,21 +64,6 @@ __device__ float warp_dot(const LaneColumns<kParts>& a, const LaneColumns<kParts
   for (int i = 0; i < kParts; ++i) sum = fmaf(a.values[i], b.values[i], sum);
   return warp_sum(sum);
 }
-
-/// Where a head's columns begin.
-struct Heads {
-  int num_heads, num_kv_heads, head_dim;
-  float scale;
-
-  explicit Heads(const AttentionShape& s)
-      : num_heads(s.num_heads), num_kv_heads(s.num_kv_heads), head_dim(s.head_dim), scale(s.scale) {}
-  __device__ int shared() const { return num_heads / num_kv_heads; }
-  __device__ std::int64_t query(int head) const { return static_cast<std::int64_t>(head) * head_dim; }
-  __device__ std::int64_t key(int kv_head) const { return static_cast<std::int64_t>(num_heads + kv_head) * head_dim; }
-  __device__ std::int64_t value(int kv_head) const {
-    return static_cast<std::int64_t>(num_heads + num_kv_heads + kv_head) * head_dim;
-  }
-};
 
 /// visit(key row) for all that `row` attends to: its segment's context, then its segment up to itself.
 template <class Visit>
@@ -83,18 +86,18 @@ __device__ void for_queries(const DevicePlan& plan, std::int64_t key, Visit visi
   }
 }
 
-template <int kParts>
+template <int kParts, class T>
 __global__ void attention_kernel(DevicePlan plan, Heads heads, ConstView qkv, View out, View lse) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, head = static_cast<int>(blockIdx.y);
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
   if (row >= qkv.rows) return;
   using Columns = LaneColumns<kParts>;
   const int hd = heads.head_dim, kv_head = head / heads.shared();
-  const Columns q = Columns::load(row_of(qkv, row) + heads.query(head), lane, hd);
+  const Columns q = Columns::load(elements<T>(qkv, row) + heads.query(head), lane, hd);
   Columns sum = Columns::zero();
   float maximum = -INFINITY, total = 0;
   for_keys(plan, row, [&](std::int64_t key) {
-    const float* from = row_of(qkv, key);
+    const T* from = elements<T>(qkv, key);
     const float score = heads.scale * warp_dot(q, Columns::load(from + heads.key(kv_head), lane, hd));
     const float larger = fmaxf(maximum, score);
     const float keep = expf(maximum - larger), weight = expf(score - larger);
@@ -104,12 +107,12 @@ __global__ void attention_kernel(DevicePlan plan, Heads heads, ConstView qkv, Vi
     maximum = larger;
   });
   sum.scale(1.0f / total);
-  sum.store(row_of(out, row) + heads.query(head), lane, hd);
+  sum.store(elements<T>(out, row) + heads.query(head), lane, hd);
   if (lane == 0) row_of(lse, row)[head] = maximum + logf(total);
 }
 
 /// dQ, and D for the other kernel.
-template <int kParts>
+template <int kParts, class T>
 __global__ void query_gradient_kernel(DevicePlan plan, Heads heads, ConstView qkv, ConstView out, ConstView lse,
                                       ConstView d_out, View delta, View d_qkv) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, head = static_cast<int>(blockIdx.y);
@@ -117,23 +120,23 @@ __global__ void query_gradient_kernel(DevicePlan plan, Heads heads, ConstView qk
   if (row >= qkv.rows) return;
   using Columns = LaneColumns<kParts>;
   const int hd = heads.head_dim, kv_head = head / heads.shared();
-  const Columns q = Columns::load(row_of(qkv, row) + heads.query(head), lane, hd);
-  const Columns d_o = Columns::load(row_of(d_out, row) + heads.query(head), lane, hd);
-  const float mean = warp_dot(d_o, Columns::load(row_of(out, row) + heads.query(head), lane, hd));
+  const Columns q = Columns::load(elements<T>(qkv, row) + heads.query(head), lane, hd);
+  const Columns d_o = Columns::load(elements<T>(d_out, row) + heads.query(head), lane, hd);
+  const float mean = warp_dot(d_o, Columns::load(elements<T>(out, row) + heads.query(head), lane, hd));
   const float offset = row_of(lse, row)[head];
   if (lane == 0) row_of(delta, row)[head] = mean;
   Columns d_q = Columns::zero();
   for_keys(plan, row, [&](std::int64_t key) {
-    const Columns k = Columns::load(row_of(qkv, key) + heads.key(kv_head), lane, hd);
-    const Columns v = Columns::load(row_of(qkv, key) + heads.value(kv_head), lane, hd);
+    const Columns k = Columns::load(elements<T>(qkv, key) + heads.key(kv_head), lane, hd);
+    const Columns v = Columns::load(elements<T>(qkv, key) + heads.value(kv_head), lane, hd);
     const float probability = expf(heads.scale * warp_dot(q, k) - offset);
     d_q.add(heads.scale * probability * (warp_dot(d_o, v) - mean), k);
   });
-  d_q.store(row_of(d_qkv, row) + heads.query(head), lane, hd);
+  d_q.store(elements<T>(d_qkv, row) + heads.query(head), lane, hd);
 }
 
 /// dK and dV of a key row, from all rows and query heads that read it.
-template <int kParts>
+template <int kParts, class T>
 __global__ void key_gradient_kernel(DevicePlan plan, Heads heads, ConstView qkv, ConstView lse, ConstView d_out,
                                     ConstView delta, View d_qkv) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, kv_head = static_cast<int>(blockIdx.y);
@@ -141,30 +144,35 @@ __global__ void key_gradient_kernel(DevicePlan plan, Heads heads, ConstView qkv,
   if (key >= qkv.rows) return;
   using Columns = LaneColumns<kParts>;
   const int hd = heads.head_dim, shared = heads.shared();
-  const Columns k = Columns::load(row_of(qkv, key) + heads.key(kv_head), lane, hd);
-  const Columns v = Columns::load(row_of(qkv, key) + heads.value(kv_head), lane, hd);
+  const Columns k = Columns::load(elements<T>(qkv, key) + heads.key(kv_head), lane, hd);
+  const Columns v = Columns::load(elements<T>(qkv, key) + heads.value(kv_head), lane, hd);
   Columns d_k = Columns::zero(), d_v = Columns::zero();
   for_queries(plan, key, [&](std::int64_t row) {
     for (int head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
-      const Columns q = Columns::load(row_of(qkv, row) + heads.query(head), lane, hd);
-      const Columns d_o = Columns::load(row_of(d_out, row) + heads.query(head), lane, hd);
+      const Columns q = Columns::load(elements<T>(qkv, row) + heads.query(head), lane, hd);
+      const Columns d_o = Columns::load(elements<T>(d_out, row) + heads.query(head), lane, hd);
       const float probability = expf(heads.scale * warp_dot(q, k) - row_of(lse, row)[head]);
       d_v.add(probability, d_o);
       d_k.add(heads.scale * probability * (warp_dot(d_o, v) - row_of(delta, row)[head]), q);
     }
   });
-  d_k.store(row_of(d_qkv, key) + heads.key(kv_head), lane, hd);
-  d_v.store(row_of(d_qkv, key) + heads.value(kv_head), lane, hd);
+  d_k.store(elements<T>(d_qkv, key) + heads.key(kv_head), lane, hd);
+  d_v.store(elements<T>(d_qkv, key) + heads.value(kv_head), lane, hd);
 }
 
-/// use(integral constant: columns a lane holds).
-template <class Use>
+/// use(integral constant: columns a lane holds, an element).
+template <class T, class Use>
 void with_parts(int head_dim, Use use) {
   check(head_dim <= kMaxHeadDim, "attention: head_dim at most 256 on a CUDA device");
-  if (head_dim <= kWarp) return use(std::integral_constant<int, 1>());
-  if (head_dim <= 2 * kWarp) return use(std::integral_constant<int, 2>());
-  if (head_dim <= 4 * kWarp) return use(std::integral_constant<int, 4>());
-  use(std::integral_constant<int, 8>());
+  if (head_dim <= kWarp) return use(std::integral_constant<int, 1>(), T());
+  if (head_dim <= 2 * kWarp) return use(std::integral_constant<int, 2>(), T());
+  if (head_dim <= 4 * kWarp) return use(std::integral_constant<int, 4>(), T());
+  use(std::integral_constant<int, 8>(), T());
+}
+template <class Use>
+void with_parts_and_type(int head_dim, DType type, Use use) {
+  if (type == DType::bf16) return with_parts<std::uint16_t>(head_dim, use);
+  with_parts<float>(head_dim, use);
 }
 
 dim3 grid_of(std::int64_t rows, int heads) {
@@ -174,49 +182,26 @@ dim3 threads() { return dim3(kRowWarps * kWarp); }
 
 }  // namespace
 
-PlanUpload::PlanUpload(std::shared_ptr<Device> device)
-    : device_(std::move(device)), device_segments_(device_), device_groups_(device_), device_rows_(device_) {}
-
-DevicePlan PlanUpload::get(const AttentionPlan& plan) {
-  const auto same = [](const auto& kept, const auto& given) {
-    return kept.size() == given.size() &&
-           (given.empty() || std::memcmp(kept.data(), given.data(), given.size_bytes()) == 0);
-  };
-  if (current_.segments != nullptr && same(segments_, plan.segments) && same(offsets_, plan.group_offsets))
-    return current_;
-  segments_.assign(plan.segments.begin(), plan.segments.end());
-  offsets_.assign(plan.group_offsets.begin(), plan.group_offsets.end());
-  std::vector<SegmentRange> groups(segments_.size());
-  for (std::size_t g = 0; g + 1 < offsets_.size(); ++g)
-    for (std::int32_t s = offsets_[g]; s < offsets_[g + 1]; ++s)
-      groups[static_cast<std::size_t>(s)] = {offsets_[g], offsets_[g + 1]};
-  std::vector<std::int32_t> rows;
-  for (std::size_t s = 0; s < segments_.size(); ++s)
-    rows.resize(static_cast<std::size_t>(segments_[s].end), static_cast<std::int32_t>(s));
-  const auto upload = [&](auto& scratch, const auto& host) {
-    auto* place = scratch.get(std::max<std::size_t>(host.size(), 1));
-    device_->to_device(place, host.data(), host.size() * sizeof(host[0]));
-    return place;
-  };
-  current_ = {upload(device_segments_, segments_), upload(device_groups_, groups), upload(device_rows_, rows)};
-  return current_;
-}
-
 void attention(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv, View out,
                View lse) {
-  with_parts(shape.head_dim, [&](auto parts) {
-    launch(stream, "attention", grid_of(qkv.rows, shape.num_heads), threads(), attention_kernel<parts()>, plan,
-           Heads(shape), qkv, out, lse);
+  if (qkv.dtype == DType::bf16 && has_tensor_kernels(shape))
+    return attention_tensor(stream, plan, shape, qkv, out, lse);
+  with_parts_and_type(shape.head_dim, qkv.dtype, [&](auto parts, auto element) {
+    launch(stream, "attention", grid_of(qkv.rows, shape.num_heads), threads(),
+           attention_kernel<parts(), decltype(element)>, plan, Heads(shape), qkv, out, lse);
   });
 }
 
 void attention_backward(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv,
                         ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv) {
-  with_parts(shape.head_dim, [&](auto parts) {
-    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_heads), threads(), query_gradient_kernel<parts()>,
-           plan, Heads(shape), qkv, out, lse, d_out, delta, d_qkv);
-    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_kv_heads), threads(), key_gradient_kernel<parts()>,
-           plan, Heads(shape), qkv, lse, d_out, delta, d_qkv);
+  if (qkv.dtype == DType::bf16 && has_tensor_kernels(shape))
+    return attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv);
+  with_parts_and_type(shape.head_dim, qkv.dtype, [&](auto parts, auto element) {
+    using T = decltype(element);
+    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_heads), threads(),
+           query_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, out, lse, d_out, delta, d_qkv);
+    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_kv_heads), threads(),
+           key_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, lse, d_out, delta, d_qkv);
   });
 }
 

@@ -1,50 +1,29 @@
-// Prefix-shared causal attention on the device: the plan as kernels read it, and the passes (attention.cu).
+// Prefix-shared causal attention on the device: f32 views by the kernels of attention.cu, a row a warp; bf16 views by
+// those of attention_tensor.cu and attention_tensor_backward.cu, by matrix tiles, where these have the head's shape.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include <memory>
-#include <vector>
-
-#include "cuda/device.hpp"
+#include "cuda/attention_plan.hpp"
 #include "fedpdpo/backend/backend.hpp"
 
 namespace fedpdpo::cuda {
 
 inline constexpr int kMaxHeadDim = 256;
 
-/// First and one past the last segment of a group.
-struct SegmentRange {
-  std::int32_t first, last;
-};
-
-/// A plan in device memory.
-struct DevicePlan {
-  const Segment* segments = nullptr;
-  const SegmentRange* groups = nullptr;          ///< by segment: the segments of its group
-  const std::int32_t* segment_of_row = nullptr;  ///< (T)
-};
-
-/// Uploads a plan when it differs from the last one: a batch's plan serves all layers, forward and backward.
-class PlanUpload {
- public:
-  explicit PlanUpload(std::shared_ptr<Device> device);
-  DevicePlan get(const AttentionPlan& plan);
-
- private:
-  std::shared_ptr<Device> device_;
-  std::vector<Segment> segments_;
-  std::vector<std::int32_t> offsets_;
-  Scratch<Segment> device_segments_;
-  Scratch<SegmentRange> device_groups_;
-  Scratch<std::int32_t> device_rows_;
-  DevicePlan current_;
-};
-
+/// qkv and out are both f32 or both bf16, lse is f32.
 void attention(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv, View out,
                View lse);
-/// delta (T, H) is scratch.
+/// delta (T, H) is scratch; it and lse are f32, the others all f32 or all bf16.
 void attention_backward(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv,
                         ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv);
+
+/// Shapes that the tensor kernels take: heads of at most 128 columns, a positive scale.
+bool has_tensor_kernels(const AttentionShape& shape);
+/// bf16 views, of a shape that has tensor kernels.
+void attention_tensor(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv, View out,
+                      View lse);
+void attention_tensor_backward(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv,
+                               ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv);
 
 }  // namespace fedpdpo::cuda

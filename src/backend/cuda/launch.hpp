@@ -7,20 +7,34 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "cuda/status.hpp"
 #include "fedpdpo/backend/backend.hpp"
 
 namespace fedpdpo::cuda {
 
+/// With `bytes` of dynamic shared memory a block.
 template <class... Params, class... Args>
-void launch(cudaStream_t stream, const char* operation, dim3 grid, dim3 block, void (*kernel)(Params...),
-            Args&&... args) {
+void launch_with_memory(cudaStream_t stream, const char* operation, dim3 grid, dim3 block, std::size_t bytes,
+                        void (*kernel)(Params...), Args&&... args) {
+  constexpr std::size_t kUnasked = std::size_t{48} << 10;
+  if (bytes > kUnasked) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+               operation);
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), operation);
+}
+
+template <class... Params, class... Args>
+void launch(cudaStream_t stream, const char* operation, dim3 grid, dim3 block, void (*kernel)(Params...),
+            Args&&... args) {
+  launch_with_memory(stream, operation, grid, block, 0, kernel, std::forward<Args>(args)...);
 }
 
 inline __device__ const float* row_of(ConstView x, std::int64_t t) {
