@@ -92,7 +92,7 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   std::vector<float> values(layout.size());
   layout.initialize(1, 0, weights.head, values);
   backend->copy_to_device(buffers.values(state).data, values.data(), values.size() * sizeof(float));
-  TrainerOptions options{o.loss, o.optimizer, line.bench.pairs, o.micro_rows, 1, 1};
+  TrainerOptions options{o.loss, o.optimizer, line.bench.pairs, o.micro_rows, 1, 1, o.graphs};
   LocalTrainer trainer(*backend, pairs, layout, policy, buffers, options, 1);
   const Member member{&state, &data, data.of(Split::train)};
   std::vector<Group> trainable;

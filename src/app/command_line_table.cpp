@@ -267,6 +267,9 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.cohort = integer(g, 1); }},
       {"micro-rows", "N", "packed tokens a forward and backward pass", execution,
        [](Line& l, const Given& g) { l.run.micro_rows = integer(g, 1); }},
+      {"graphs", "auto|on|off", "on a GPU, give a training pass as one CUDA graph; auto: small passes; their batches are filled up "
+       "to recurring sizes", execution,
+       [](Line& l, const Given& g) { l.run.graphs = choice(g, graphs_names); }},
 
       {"out", "FILE.h5", "run file to write", output, [](Line& l, const Given& g) { l.run.out = g.value(); }},
       {"overwrite", "", "replace an existing run file", output,

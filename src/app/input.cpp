@@ -61,7 +61,11 @@ std::unique_ptr<Backend> make_backend(const Communicator& world, const RunOption
       log_warning(fmt::format("{} ranks of this node share {} CUDA device{}", node.size(), here.devices.size(),
                               here.devices.size() == 1 ? "" : "s"));
   }
-  if (choice.cuda) return make_cuda_backend({.device = *choice.cuda});
+  if (choice.cuda) {
+    // Where the backbone is bf16, clients' own fp32 products need not be finer than TF32.
+    const bool half = options.precision == Precision::bf16;
+    return make_cuda_backend({.device = *choice.cuda, .products = half ? ClientProducts::tf32 : ClientProducts::fp32});
+  }
   if (options.precision == Precision::bf16 && !cpu_has_bf16())
     log_warning("--precision bf16: this processor has no bf16 arithmetic; fp32 would be faster");
   return make_cpu_backend({.num_threads = options.threads});

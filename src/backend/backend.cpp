@@ -367,4 +367,35 @@ double Backend::dot(ConstView x, ConstView y) {
   return x.size() > 0 ? do_dot(x, y) : 0.0;
 }
 
+void Backend::adamw_spans(std::span<const AdamWSpan> spans) {
+  const Contract contract("adamw_spans");
+  for (const AdamWSpan& span : spans) {
+    const std::int64_t n = span.values.cols;
+    contract.matrix(span.values, "values", 1, n).matrix(span.gradients, "gradients", 1, n);
+    contract.matrix(span.first_moment, "first_moment", 1, n).matrix(span.second_moment, "second_moment", 1, n);
+    contract.require(span.options.step >= 1, "steps count from 1");
+  }
+  if (!spans.empty()) do_adamw_spans(spans);
+}
+
+void Backend::do_adamw_spans(std::span<const AdamWSpan> spans) {
+  for (const AdamWSpan& span : spans)
+    adamw(span.options, span.values, span.gradients, span.first_moment, span.second_moment);
+}
+
+void Backend::squared_norms(std::span<const ConstView> xs, std::span<double> norms) {
+  const Contract contract("squared_norms");
+  contract.require(xs.size() == norms.size(), "as many norms as views");
+  for (const ConstView& x : xs) contract.matrix(x, "x", 1, x.cols);
+  if (!xs.empty()) do_squared_norms(xs, norms);
+}
+
+void Backend::do_squared_norms(std::span<const ConstView> xs, std::span<double> norms) {
+  for (std::size_t i = 0; i < xs.size(); ++i) norms[i] = squared_norm(xs[i]);
+}
+
+void Backend::prepare(const AttentionPlan&) {}
+
+void Backend::run(Recording&, const std::function<void()>& work) { work(); }
+
 }  // namespace fedpdpo

@@ -67,6 +67,24 @@ class BatchWriter {
     end_group();
   }
 
+  /// Rows and targets that stand for nothing, up to these counts, the targets of the last row.
+  void fill_up(std::int32_t num_rows, std::int32_t num_targets) {
+    check(num_rows > row_, "a filled member has at least one row more than its pairs");
+    const std::int32_t begin = row_;
+    for (; row_ < num_rows; ++row_) {
+      batch_.tokens[static_cast<std::size_t>(row_)] = 0;
+      batch_.positions[static_cast<std::size_t>(row_)] = 0;
+    }
+    batch_.segments.push_back({begin, row_, begin, begin});
+    end_group();
+    for (; target_ < num_targets; ++target_) {
+      batch_.target_tokens[static_cast<std::size_t>(target_)] = 0;
+      batch_.target_rows[static_cast<std::size_t>(target_)] = row_ - 1;
+    }
+  }
+
+  std::int32_t num_groups() const { return static_cast<std::int32_t>(batch_.segment_groups.size()) - 1; }
+
   void sequence(Tokens prompt, Tokens response) {
     const std::int32_t begin = row_;
     rows(prompt, 0);
@@ -115,13 +133,20 @@ class BatchWriter {
   std::int32_t target_ = 0;
 };
 
-// First pass: `batch.pairs` complete, all other lists empty or sized.
-void count_pairs(const PairSet& set, std::span<const MemberPairs> members, const PackingOptions& options,
-                 PackedBatch& batch) {
+/// Rows and targets of each filled member; zero: as many as its pairs have.
+struct MemberSize {
+  std::int32_t rows = 0, targets = 0;
+};
+
+// First pass: `batch.pairs` complete but for their groups, all other lists empty or sized.
+MemberSize count_pairs(const PairSet& set, std::span<const MemberPairs> members, const PackingOptions& options,
+                       PackedBatch& batch) {
   std::int64_t num_rows = 0;
   std::int64_t num_targets = 0;
+  std::int64_t most_rows = 0, most_targets = 0;
   batch.pairs.clear();
   for (std::size_t member = 0; member < members.size(); ++member) {
+    const std::int64_t rows_before = num_rows, targets_before = num_targets;
     for (const PairToPack& pair : members[member].pairs) {
       check(pair.id.file < set.files.size() && pair.id.index < set.files[pair.id.file].size(),
             "a pair to pack is not in the set");
@@ -145,6 +170,24 @@ void count_pairs(const PairSet& set, std::span<const MemberPairs> members, const
             "a batch has too many rows");
       batch.pairs.push_back(packed);
     }
+    most_rows = std::max(most_rows, num_rows - rows_before);
+    most_targets = std::max(most_targets, num_targets - targets_before);
+  }
+  MemberSize size;
+  if (options.filling == Filling::size_classes) {
+    size = {size_class(static_cast<std::int32_t>(most_rows) + 1), size_class(static_cast<std::int32_t>(most_targets))};
+    num_rows = static_cast<std::int64_t>(members.size()) * size.rows;
+    num_targets = static_cast<std::int64_t>(members.size()) * size.targets;
+    // Targets of a member begin where those of the one before it end, filling included.
+    std::int32_t member = 0, of_pairs = 0, shift = 0;
+    for (PackedPair& pair : batch.pairs) {
+      for (; member < pair.member; ++member) {
+        shift += size.targets - of_pairs;
+        of_pairs = 0;
+      }
+      of_pairs += pair.target_end - pair.target_begin;
+      for (std::int32_t* at : {&pair.target_begin, &pair.common_end, &pair.chosen_end, &pair.target_end}) *at += shift;
+    }
   }
   batch.tokens.resize(static_cast<std::size_t>(num_rows));
   batch.positions.resize(static_cast<std::size_t>(num_rows));
@@ -156,21 +199,29 @@ void count_pairs(const PairSet& set, std::span<const MemberPairs> members, const
   batch.clients.clear();
   batch.client_targets.clear();
   batch.client_responses.clear();
+  return size;
 }
 
 }  // namespace
 
+std::int32_t size_class(std::int32_t n) {
+  std::int32_t step = 32;
+  while (step * 16 <= n) step *= 2;
+  return (n + step - 1) / step * step;
+}
+
 void pack(const PairSet& pairs, std::span<const MemberPairs> members, const PackingOptions& options,
           PackedBatch& batch) {
-  count_pairs(pairs, members, options, batch);
+  const MemberSize size = count_pairs(pairs, members, options, batch);
   BatchWriter writer(batch, options);
-  auto packed = batch.pairs.cbegin();
+  auto packed = batch.pairs.begin();
   for (const MemberPairs& member : members) {
     const std::int32_t first_row = writer.row();
     const std::int32_t first_target = writer.target();
     const std::int32_t first_response = writer.num_responses();
     for (std::size_t i = 0; i < member.pairs.size(); ++i, ++packed) {
       const PairFile& file = pairs.files[packed->id.file];
+      packed->group = writer.num_groups();
       const Tokens prompt = file.prompt[packed->id.index];
       const Tokens chosen = (packed->flipped ? file.rejected : file.chosen)[packed->id.index];
       const Tokens rejected = (packed->flipped ? file.chosen : file.rejected)[packed->id.index];
@@ -181,6 +232,7 @@ void pack(const PairSet& pairs, std::span<const MemberPairs> members, const Pack
         writer.sequence(prompt, rejected);
       }
     }
+    if (size.rows > 0) writer.fill_up(first_row + size.rows, first_target + size.targets);
     batch.clients.push_back({first_row, writer.row(), member.slot});
     batch.client_targets.push_back({first_target, writer.target(), member.slot});
     batch.client_responses.push_back({first_response, writer.num_responses(), member.slot});

@@ -37,7 +37,7 @@ Federation::Federation(const FederationInput& input)
     throw InputError("", "--lora-rank, --head, --bottleneck, --reward-head", "at least one trainable module", "none");
   if (in_.method.data_scope() == DataScope::pooled) pool_ = pooled_pairs();
   if (!clients_.all().empty()) {
-    TrainerOptions trainer{loss_, o.optimizer, o.batch, o.micro_rows, o.rounds, o.seed()};
+    TrainerOptions trainer{loss_, o.optimizer, o.batch, o.micro_rows, o.rounds, o.seed(), o.graphs};
     const int slots = o.cohort > 1 ? static_cast<int>(clients_.all().size()) : 1;
     trainer_ =
         std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer, slots);

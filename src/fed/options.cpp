@@ -129,6 +129,7 @@ void describe_execution(const RunOptions& options, Description& out) {
   out.number("threads", options.threads);
   out.number("cohort", options.cohort);
   out.number("micro-rows", options.micro_rows);
+  out.word("graphs", graphs_names, options.graphs);
   out.number("eval-every", options.eval_every);
   out.number("aggregation-error-every", options.aggregation_error_every);
   out.text("eval-splits", options.eval_splits);

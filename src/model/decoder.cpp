@@ -195,16 +195,22 @@ void Decoder::linear(const BatchView& batch, const CohortParameters& p, const Lo
   lora_forward(batch, p, dropout, layer, block, buffers, x, y);
 }
 
-ConstView Decoder::forward(const BatchView& batch, const CohortParameters& parameters, Pass pass,
-                           const LoraDropout& dropout) {
+void Decoder::load(const BatchView& batch, Pass pass) {
   const std::int64_t rows = batch.num_rows();
   check(rows > 0, "a batch without rows");
-  check(!batch.lora_weights.personal.data || pass == Pass::evaluate, "two LoRAs at once are for evaluation");
   reserve(rows, pass);
   const auto bytes = static_cast<std::size_t>(rows) * sizeof(std::int32_t);
+  backend_.copy_to_device(tokens_.view().data, batch.tokens.data(), bytes);
+  backend_.copy_to_device(positions_.view().data, batch.positions.data(), bytes);
+  backend_.prepare(batch.attention);
+}
+
+ConstView Decoder::run(const BatchView& batch, const CohortParameters& parameters, Pass pass,
+                       const LoraDropout& dropout) {
+  const std::int64_t rows = batch.num_rows();
+  check(rows <= (pass == Pass::train ? train_rows_ : evaluate_rows_), "run: the batch has not been loaded");
+  check(!batch.lora_weights.personal.data || pass == Pass::evaluate, "two LoRAs at once are for evaluation");
   View tokens = indices(tokens_, rows), positions = indices(positions_, rows);
-  backend_.copy_to_device(tokens.data, batch.tokens.data(), bytes);
-  backend_.copy_to_device(positions.data, batch.positions.data(), bytes);
 
   const bool keep = pass == Pass::train;
   const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;

@@ -93,6 +93,17 @@ void LocalTrainer::draw_batch(const Member& member, std::vector<ClientPair>& bat
   }
 }
 
+bool LocalTrainer::records(std::span<const MemberPairs> members) const {
+  if (options_.graphs == Graphs::never || !backend_.supports_recording() || layout_.options().lora_dropout > 0)
+    return false;
+  if (options_.graphs == Graphs::always) return true;
+  std::int64_t rows = 0;
+  for (const MemberPairs& member : members)
+    for (const PairToPack& pair : member.pairs)
+      rows += packed_rows(pairs_.files[pair.id.file], pair.id.index, policy_.packing());
+  return rows <= small_pass_rows;
+}
+
 LocalTrainer::PassPairs LocalTrainer::pack_pass(std::span<const Member> members, const Cuts& cuts, std::size_t pass) {
   PassPairs result;
   std::vector<MemberPairs> packed_members;
@@ -105,7 +116,11 @@ LocalTrainer::PassPairs LocalTrainer::pack_pass(std::span<const Member> members,
       result.index.push_back(j);
     }
   }
-  pack(pairs_, packed_members, policy_.packing(), packed_);
+  PackingOptions packing = policy_.packing();
+  const bool recorded = records(packed_members);
+  if (recorded) packing.filling = Filling::size_classes;
+  policy_.use_recordings(recorded);
+  pack(pairs_, packed_members, packing, packed_);
   scores_.assign(packed_.pairs.size(), {});
   return result;
 }
@@ -182,7 +197,7 @@ void LocalTrainer::step(std::span<const Member> members, int round, std::span<co
     // A member's masks follow its own rows: neither the cuts nor the rest of the cohort change them.
     for (std::size_t i = 0; i < num_members; ++i) first_rows[i] += packed_.clients[i].end - packed_.clients[i].begin;
   }
-  for (const Member& member : members) apply(member, round, trainable, hooks);
+  apply(members, round, trainable, hooks);
 }
 
 RowWeights LocalTrainer::lora_weights(std::span<const Member> members) const {
@@ -194,41 +209,59 @@ RowWeights LocalTrainer::lora_weights(std::span<const Member> members) const {
   return weights;
 }
 
-void LocalTrainer::apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks) {
-  ClientState& state = *member.state;
-  View values = buffers_.values(state), gradients = gradient(state);
-  if (hooks.before_step) hooks.before_step(member, values, gradients);
-
-  const auto part = [&](View view, Group group) { return layout_.part(view, group); };
-  double squared_lora = 0, squared_private = 0;
+void LocalTrainer::apply(std::span<const Member> members, int round, std::span<const Group> trainable,
+                         const Hooks& hooks) {
+  std::vector<Group> groups;
   for (Group group : trainable)
-    if (layout_.has(group))
-      (is_lora(group) ? squared_lora : squared_private) += backend_.squared_norm(part(gradients, group));
-  const double norm = std::sqrt(squared_lora + squared_private);
-  state.sums.steps += 1;
-  if (!std::isfinite(norm)) {
-    state.sums.finite = false;
-    return;
+    if (layout_.has(group)) groups.push_back(group);
+  std::vector<ConstView> gradients;
+  for (const Member& member : members) {
+    const View whole = gradient(*member.state);
+    if (hooks.before_step) hooks.before_step(member, buffers_.values(*member.state), whole);
+    for (Group group : groups) gradients.push_back(layout_.part(whole, group));
   }
-  state.sums.gradient_norm_shared += std::sqrt(squared_lora);
-  state.sums.gradient_norm_private += std::sqrt(squared_private);
+  std::vector<double> squares(gradients.size());
+  backend_.squared_norms(gradients, squares);
 
   const OptimizerOptions& o = options_.optimizer;
-  AdamW adamw;
-  adamw.beta1 = static_cast<float>(o.beta1);
-  adamw.beta2 = static_cast<float>(o.beta2);
-  adamw.epsilon = static_cast<float>(o.epsilon);
-  adamw.weight_decay = static_cast<float>(o.weight_decay);
-  adamw.gradient_scale = o.clip > 0 ? static_cast<float>(std::min(1.0, o.clip / (norm + 1e-6))) : 1.0f;
   const double factor = rate_factor(o, round, options_.num_rounds);
-  for (Group group : trainable) {
-    if (!layout_.has(group)) continue;
-    adamw.learning_rate = static_cast<float>((is_lora(group) ? o.lr_shared : o.lr_private) * factor);
-    adamw.step = ++state.adam_steps[static_cast<std::size_t>(group)];
-    backend_.adamw(adamw, part(values, group), part(gradients, group), part(buffers_.first_moment(state), group),
-                   part(buffers_.second_moment(state), group));
+  std::vector<AdamWSpan> spans;
+  std::vector<const Member*> moved;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    ClientState& state = *members[i].state;
+    double squared_lora = 0, squared_private = 0;
+    for (std::size_t g = 0; g < groups.size(); ++g)
+      (is_lora(groups[g]) ? squared_lora : squared_private) += squares[i * groups.size() + g];
+    const double norm = std::sqrt(squared_lora + squared_private);
+    state.sums.steps += 1;
+    if (!std::isfinite(norm)) {
+      state.sums.finite = false;
+      continue;
+    }
+    state.sums.gradient_norm_shared += std::sqrt(squared_lora);
+    state.sums.gradient_norm_private += std::sqrt(squared_private);
+    moved.push_back(&members[i]);
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const auto part = [&](View view) { return layout_.part(view, groups[g]); };
+      AdamWSpan& span = spans.emplace_back();
+      AdamW& adamw = span.options;
+      adamw.beta1 = static_cast<float>(o.beta1);
+      adamw.beta2 = static_cast<float>(o.beta2);
+      adamw.epsilon = static_cast<float>(o.epsilon);
+      adamw.weight_decay = static_cast<float>(o.weight_decay);
+      adamw.gradient_scale = o.clip > 0 ? static_cast<float>(std::min(1.0, o.clip / (norm + 1e-6))) : 1.0f;
+      adamw.learning_rate = static_cast<float>((is_lora(groups[g]) ? o.lr_shared : o.lr_private) * factor);
+      adamw.step = ++state.adam_steps[static_cast<std::size_t>(groups[g])];
+      span.values = part(buffers_.values(state));
+      span.gradients = gradients[i * groups.size() + g];
+      span.first_moment = part(buffers_.first_moment(state));
+      span.second_moment = part(buffers_.second_moment(state));
+    }
   }
-  if (hooks.after_step) hooks.after_step(member, values, gradients);
+  backend_.adamw_spans(spans);
+  if (hooks.after_step)
+    for (const Member* member : moved)
+      hooks.after_step(*member, buffers_.values(*member->state), gradient(*member->state));
 }
 
 std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const EvaluatedModel& model,

@@ -1,4 +1,6 @@
 // Log-softmax of the head, AdamW, the inner product and the squared norm against the reference.
+#include <array>
+
 #include "fixture.hpp"
 
 namespace fedpdpo {
@@ -67,6 +69,48 @@ TEST_P(HeadAndOptimizer, AdamWFollowsTorch) {
     expect_close(first, m, tolerance::kAdamW);
     expect_close(second, v, tolerance::kAdamW);
   }
+}
+
+TEST_P(HeadAndOptimizer, SpansOfAdamWAreSweepsOfTheirOwn) {
+  // More than a launch takes, whole packs and not, empty ones among them.
+  constexpr std::int64_t kSizes[] = {1, 16, 0, 37, 64, 4099};
+  std::vector<Buffer> kept;
+  std::vector<AdamWSpan> spans;
+  std::vector<std::array<Buffer, 3>> expected;
+  for (int i = 0; i < 40; ++i) {
+    const std::int64_t n = kSizes[i % 6], left = i % 3;
+    const Matrix p = random(1, n), g = random(1, n), m = random(1, n), v(1, n, 0.5);
+    const AdamW options{.learning_rate = 1e-3f * static_cast<float>(i + 1),
+                        .weight_decay = 0.01f,
+                        .step = 1 + i,
+                        .gradient_scale = 1.0f / static_cast<float>(i + 1)};
+    std::array<Buffer, 3>& single = expected.emplace_back();
+    single = {put(p), put(m), put(v)};
+    backend_->adamw(options, single[0].view, put(g).view, single[1].view, single[2].view);
+    for (const Matrix* part : {&p, &g, &m, &v}) kept.push_back(put(*part, left, 2));
+    const std::size_t last = kept.size() - 4;
+    spans.push_back({options, kept[last].view, kept[last + 1].view, kept[last + 2].view, kept[last + 3].view});
+  }
+  backend_->adamw_spans(spans);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    expect_close(get(expected[i][0]), kept[4 * i], tolerance::kExact);
+    expect_close(get(expected[i][1]), kept[4 * i + 2], tolerance::kExact);
+    expect_close(get(expected[i][2]), kept[4 * i + 3], tolerance::kExact);
+  }
+  backend_->adamw_spans({});
+}
+
+TEST_P(HeadAndOptimizer, SquaredNormsAreSquaredNorms) {
+  std::vector<Buffer> kept;
+  std::vector<ConstView> views;
+  for (int i = 0; i < 110; ++i) {
+    kept.push_back(put(random(1, i % 7 == 3 ? 0 : 1 + 131 * (i % 40)), i % 3, 1));
+    views.push_back(kept.back().view);
+  }
+  std::vector<double> norms(views.size(), -1);
+  backend_->squared_norms(views, norms);
+  for (std::size_t i = 0; i < views.size(); ++i) EXPECT_EQ(norms[i], backend_->squared_norm(views[i])) << i;
+  backend_->squared_norms({}, {});
 }
 
 TEST_P(HeadAndOptimizer, Dot) {

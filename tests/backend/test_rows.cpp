@@ -95,6 +95,24 @@ TEST_P(Rows, NormsWorkInPlace) {
   expect_close(reference::layer_norm(x, w, b, 1e-5f), y, 2 * tolerance::kElementwise);
 }
 
+TEST_P(Rows, AddAndResidualRmsNorm) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix x = random(rows, cols), delta = random(rows, cols), w = random(1, cols), sum = add(x, delta);
+    for (const int place : {0, 1, 2}) {  // the sum apart, over x, over delta
+      const Buffer a = put(x, 3, 2), b = put(delta, 1, 2);
+      Buffer to = place == 0 ? poisoned(rows, cols, 1, 1) : place == 1 ? a : b;
+      backend_->add(a.view, b.view, to.view);
+      expect_close(sum, to, tolerance::kElementwise);
+      const Buffer c = put(x, 3, 2), d = put(delta, 1, 2);
+      to = place == 0 ? poisoned(rows, cols, 1, 1) : place == 1 ? c : d;
+      Buffer y = poisoned(rows, cols, 1, 4);
+      backend_->residual_rms_norm(c.view, d.view, put(w).view, 1e-5f, to.view, y.view);
+      expect_close(sum, to, tolerance::kElementwise);
+      expect_close(reference::rms_norm(sum, w, 1e-5f), y, 2 * tolerance::kElementwise);
+    }
+  }
+}
+
 TEST_P(Rows, Axpy) {
   for (const auto [rows, cols] : kShapes) {
     const Matrix x = random(rows, cols), before = random(rows, cols);

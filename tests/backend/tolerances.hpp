@@ -12,6 +12,8 @@ inline constexpr double kGradient = 1e-5;      ///< fp32 backward against centra
 inline constexpr double kLogProb = 4e-7;       ///< log-sum-exp over 49152 terms: a rounding of the result, and a little
 inline constexpr double kAdamW = 1e-6;         ///< a square root and a quotient, several steps
 inline constexpr double kSquaredNorm = 2e-13;  ///< double, against a plain running sum
+/// A bf16 output is the fp32 number, rounded: 2^-8 of an element at most.
+inline constexpr double kBf16Output = 4e-3;
 /// bf16 weights are exact in the reference; activations are rounded to bf16 (8 bits: 2^-9 an element, averaged by
 /// sums).
 inline constexpr double kProductBf16 = 4e-3;

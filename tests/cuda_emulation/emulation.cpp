@@ -19,8 +19,12 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
+struct EmulatedGraph {
+  std::vector<std::function<void()>> work;
+};
 struct EmulatedStream {
   std::deque<std::function<void()>> work;
+  std::unique_ptr<EmulatedGraph> capture;  // while there is one, work goes into it
 };
 /// Done once the stream has no work left that was there when it was recorded; here: once the stream is empty.
 struct EmulatedEvent {
@@ -114,6 +118,7 @@ class DeviceMemory {
 DeviceMemory memory;
 
 void drain(cudaStream_t stream) {
+  if (stream->capture) fail("a wait while work is captured");
   ++counted.waits;
   if (stream->work.empty()) return;
   memory.open();
@@ -289,7 +294,13 @@ Counts counts() {
   return counted;
 }
 
-void enqueue(cudaStream_t stream, std::function<void()> work) { stream->work.push_back(std::move(work)); }
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+  if (stream->capture) {
+    stream->capture->work.push_back(std::move(work));
+  } else {
+    stream->work.push_back(std::move(work));
+  }
+}
 
 void run_grid(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>& thread) {
   gridDim = grid;
@@ -420,6 +431,32 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   drain(stream);
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
 }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream->capture = std::make_unique<EmulatedGraph>();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = stream->capture.release();
+  return *graph == nullptr ? cudaErrorInvalidValue : cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  *made = new EmulatedGraph(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  if (lost) return cudaErrorIllegalAddress;
+  ++counted.graph_launches;
+  for (const std::function<void()>& work : graph->work) enqueue(stream, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new EmulatedEvent;
   return cudaSuccess;
@@ -446,6 +483,7 @@ cudaError_t cudaFreeHost(void* host) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t stream) {
+  if (stream->capture) fail("an allocation while work is captured");
   ++counted.allocations;
   *device = memory.allocate(bytes);
   if (*device == nullptr) return cudaErrorMemoryAllocation;

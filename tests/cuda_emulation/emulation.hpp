@@ -20,7 +20,7 @@ void lose_device(bool lost);
 
 /// Calls so far, to see what the steady state does.
 struct Counts {
-  std::size_t allocations = 0, heuristics = 0, waits = 0, launches = 0;
+  std::size_t allocations = 0, heuristics = 0, waits = 0, launches = 0, graph_launches = 0;
 };
 Counts counts();
 

@@ -245,5 +245,52 @@ TEST_F(EmulatedDevice, MoreMembersThanOneLaunchTakes) {
   for (int i = 0; i < members * cols; ++i) ASSERT_EQ(doubled[i], 2 * numbers[i]);
 }
 
+TEST_F(EmulatedDevice, RecordedWorkIsCapturedOnceAndAgainWhenMemoryMoves) {
+  const auto backend = make_cuda_backend({});
+  Tensor x(*backend, 4, 4);
+  auto y = std::make_unique<Tensor>(*backend, 4, 4);
+  auto recording = backend->make_recording();
+  int calls = 0;
+  const auto times = [&](float value) {
+    backend->fill(x.view(), value);
+    backend->run(*recording, [&] {
+      ++calls;
+      backend->axpy(2.0f, x.view(), y->view(), Write::overwrite);
+      backend->axpy(1.0f, x.view(), y->view(), Write::accumulate);
+    });
+    return backend->squared_norm(y->view());
+  };
+  const std::size_t before = emulation::counts().graph_launches;
+  for (int i = 1; i <= 5; ++i) EXPECT_EQ(times(static_cast<float>(i)), 16 * 9 * i * i) << i;
+  EXPECT_EQ(calls, 2);  // as it is, and to be captured
+  EXPECT_EQ(emulation::counts().graph_launches - before, 4u);
+  { Tensor passing(*backend, 64, 64); }  // younger than the graph: none of its business
+  EXPECT_EQ(times(7), 16 * 9 * 49);
+  EXPECT_EQ(calls, 2);
+  y = std::make_unique<Tensor>(*backend, 4, 4);
+  EXPECT_EQ(times(8), 16 * 9 * 64);
+  EXPECT_EQ(times(9), 16 * 9 * 81);
+  EXPECT_EQ(calls, 4);
+}
+
+TEST_F(EmulatedDevice, RecordedWorkStaysOnTheDevice) {
+  const auto backend = make_cuda_backend({});
+  Tensor x(*backend, 1, 4);
+  for (const std::function<void()>& work :
+       std::initializer_list<std::function<void()>>{[&] { backend->squared_norm(x.view()); },
+                                                    [&] {
+                                                      const float number = 1;
+                                                      backend->copy_to_device(x.view().data, &number, 4);
+                                                    },
+                                                    [&] { Tensor(*backend, 1, 4); }}) {
+    auto recording = backend->make_recording();
+    backend->run(*recording, work);
+    EXPECT_THROW(backend->run(*recording, work), std::logic_error);
+    backend->fill(x.view(), 3);  // the backend goes on
+    EXPECT_EQ(backend->squared_norm(x.view()), 36);
+  }
+  EXPECT_FALSE(make_cuda_backend({.check_outputs = true})->supports_recording());
+}
+
 }  // namespace
 }  // namespace fedpdpo

@@ -356,5 +356,78 @@ TEST_P(PackingOfRandomPairs, AreCutByRows) {
 
 INSTANTIATE_TEST_SUITE_P(Options, PackingOfRandomPairs, ::testing::Combine(::testing::Bool(), ::testing::Bool()));
 
+TEST(Packing, SizeClassesAreFewAndClose) {
+  EXPECT_EQ(size_class(0), 0);
+  EXPECT_EQ(size_class(1), 32);
+  EXPECT_EQ(size_class(32), 32);
+  EXPECT_EQ(size_class(33), 64);
+  EXPECT_EQ(size_class(512), 512);
+  EXPECT_EQ(size_class(513), 576);
+  EXPECT_EQ(size_class(1025), 1152);
+  for (std::int32_t n = 256; n < 100'000; n += 7) {
+    ASSERT_GE(size_class(n), n);
+    ASSERT_LE(size_class(n), n + n / 8);
+    ASSERT_EQ(size_class(size_class(n)), size_class(n));
+  }
+}
+
+TEST(Packing, FillingChangesNothingOfThePairs) {
+  RandomStream random({.seed = 23, .purpose = Purpose::test});
+  PairFile file = empty_pair_file("toys", {"any"});
+  for (int i = 0; i < 9; ++i) append_random_pair(file, random);
+  const PairSet set = join_pair_files({file});
+  for (const bool last_rows : {false, true}) {
+    // Members of several pairs, none, and one.
+    std::vector<std::vector<PairToPack>> lists(4);
+    for (std::uint32_t i = 0; i < 9; ++i) lists[i < 5 ? 0 : i < 8 ? 2 : 3].push_back({{0, i}, i % 2 == 1});
+    std::vector<MemberPairs> members;
+    for (std::size_t m = 0; m < lists.size(); ++m) members.push_back({static_cast<std::int32_t>(7 - m), lists[m]});
+    PackedBatch plain, filled;
+    pack(set, members, {.keep_last_rows = last_rows}, plain);
+    pack(set, members, {.keep_last_rows = last_rows, .filling = Filling::size_classes}, filled);
+    ASSERT_EQ(filled.pairs.size(), plain.pairs.size());
+    EXPECT_EQ(filled.responses.size(), plain.responses.size());
+    EXPECT_EQ(filled.segments.size(), plain.segments.size() + members.size());
+
+    std::int32_t most_rows = 0, most_targets = 0;
+    for (std::size_t m = 0; m < members.size(); ++m) {
+      most_rows = std::max(most_rows, plain.clients[m].end - plain.clients[m].begin);
+      most_targets = std::max(most_targets, plain.client_targets[m].end - plain.client_targets[m].begin);
+    }
+    const std::int32_t rows = size_class(most_rows + 1), targets = size_class(most_targets);
+    for (std::int32_t m = 0; m < 4; ++m) {
+      EXPECT_EQ(members_of(filled.clients)[m], (Ints{m * rows, (m + 1) * rows, 7 - m}));
+      EXPECT_EQ(members_of(filled.client_targets)[m], (Ints{m * targets, (m + 1) * targets, 7 - m}));
+    }
+    std::vector<bool> used(filled.target_rows.size());
+    for (std::size_t i = 0; i < plain.pairs.size(); ++i) {
+      const PackedPair &a = plain.pairs[i], &b = filled.pairs[i];
+      const auto [begin_a, end_a] = plain.rows_of_pair(i);
+      const auto [begin_b, end_b] = filled.rows_of_pair(i);
+      ASSERT_EQ(end_a - begin_a, end_b - begin_b);
+      for (std::size_t r = 0; r < end_a - begin_a; ++r) {
+        EXPECT_EQ(filled.tokens[begin_b + r], plain.tokens[begin_a + r]);
+        EXPECT_EQ(filled.positions[begin_b + r], plain.positions[begin_a + r]);
+      }
+      const auto shifted = static_cast<std::int32_t>(begin_b) - static_cast<std::int32_t>(begin_a);
+      ASSERT_EQ(b.target_end - b.target_begin, a.target_end - a.target_begin);
+      EXPECT_EQ(b.common_end - b.target_begin, a.common_end - a.target_begin);
+      EXPECT_EQ(b.chosen_end - b.target_begin, a.chosen_end - a.target_begin);
+      EXPECT_EQ(b.target_begin / targets, a.member) << "a target of another member";
+      for (std::int32_t t = 0; t < a.target_end - a.target_begin; ++t) {
+        const auto at_a = static_cast<std::size_t>(a.target_begin + t),
+                   at_b = static_cast<std::size_t>(b.target_begin + t);
+        EXPECT_EQ(filled.target_tokens[at_b], plain.target_tokens[at_a]);
+        EXPECT_EQ(filled.target_rows[at_b], plain.target_rows[at_a] + shifted);
+        used[at_b] = true;
+      }
+    }
+    // What fills up predicts from a row that is no pair's.
+    for (std::size_t t = 0; t < used.size(); ++t) {
+      if (!used[t]) EXPECT_EQ(filled.target_rows[t] % rows, rows - 1) << t;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fedpdpo::test

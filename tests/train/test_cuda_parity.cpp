@@ -22,7 +22,8 @@ struct Case {
 
 constexpr int num_clients = 2;
 
-Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows = 1024) {
+Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows = 1024, Graphs graphs = Graphs::never,
+            int steps = 2) {
   GoldenModel model(one.model, one.dtype);  // its weights lie in host memory
   const ModelConfig& config = model.folder.config();
   std::shared_ptr<void> owner;
@@ -34,6 +35,7 @@ Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows 
   ClientBuffers buffers(backend, layout, num_clients);
   TrainerOptions options = smooth_options();
   options.micro_rows = micro_rows;
+  options.graphs = graphs;
   LocalTrainer trainer(backend, pairs, layout, policy, buffers, options, num_clients);
 
   const std::size_t size = layout.size();
@@ -62,7 +64,7 @@ Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows 
                                                          size * sizeof(float));
                                   },
                                   nullptr};
-  for (int step = 0; step < 2; ++step) {
+  for (int step = 0; step < steps; ++step) {
     if (as_a_cohort) {
       trainer.step(members, 1, all_groups, hooks);
     } else {
@@ -145,6 +147,21 @@ TEST_F(CudaParity, ACohortIsItsClientsOneByOne) {
 TEST_F(CudaParity, MicroBatchesAreOneBatch) {
   const Case one{"tiny_gpt2", full_adapter()};
   expect_equal(run(one, *device_, true, 20), run(one, *device_, true), tolerance::kTrainingStep);
+}
+
+// Five steps: as it is, captured, and launched again with other batches of the same size class.
+TEST_F(CudaParity, GraphsGiveTheSameSteps) {
+  ASSERT_TRUE(device_->supports_recording());
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (AdapterOptions adapter : adapters()) {
+      adapter.lora_dropout = 0;
+      for (const bool as_a_cohort : {false, true}) {
+        const Case one{"tiny_llama", adapter, dtype};
+        const Outcome without = run(one, *device_, as_a_cohort, 1024, Graphs::never, 5);
+        const Outcome with = run(one, *device_, as_a_cohort, 1024, Graphs::always, 5);
+        expect_equal(with, without, dtype == DType::f32 ? tolerance::kTrainingStep : tolerance::kTrainingStepBf16);
+      }
+    }
 }
 
 TEST_F(CudaParity, TheSameStepsGiveTheSameBits) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -51,6 +52,21 @@ struct AdamW {
   float weight_decay = 0;
   std::int64_t step = 1;     ///< counts from 1; bias corrections 1 - beta^step
   float gradient_scale = 1;  ///< multiplies the gradient first (clipping)
+};
+
+/// One sweep of AdamW over n elements: (1, n) each.
+struct AdamWSpan {
+  AdamW options;
+  View values;
+  ConstView gradients;
+  View first_moment, second_moment;
+};
+
+/// Work that is given again and again: operations with the very views and scalars of the first time. Made by
+/// Backend::make_recording() and gone before its backend is.
+class Recording {
+ public:
+  virtual ~Recording() = default;
 };
 
 class Backend {
@@ -132,6 +148,8 @@ class Backend {
   /// supports bf16 activations; attention weights and their gradients are then rounded to bf16 in the products that
   /// they enter. On CUDA a group's rows have the same bits in any batch.
   void attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse);
+  /// Uploads a plan that the next calls are given, where it must be on the device.
+  virtual void prepare(const AttentionPlan& plan);
   /// d_qkv (overwritten) has qkv's shape and dtype, as out and d_out have its dtype.
   void attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
                           ConstView lse, ConstView d_out, View d_qkv);
@@ -159,11 +177,24 @@ class Backend {
   // --- flat buffers
   /// One sweep over n elements of all four; torch.optim.AdamW's update.
   void adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment);
+  /// adamw() of every span, at once; spans do not overlap.
+  void adamw_spans(std::span<const AdamWSpan> spans);
   /// Sum of products in double, x and y of one shape, summed in a fixed order (to the host: waits for the device).
   double dot(ConstView x, ConstView y);
   double squared_norm(ConstView x) { return dot(x, x); }
+  /// norms[i] = squared_norm(xs[i]), each (1, n), bit for bit; waits for the device once.
+  void squared_norms(std::span<const ConstView> xs, std::span<double> norms);
   /// Waits for all work given so far.
   virtual void synchronize() = 0;
+
+  // --- recorded work
+  /// True where a recording spares the host what it takes to give work again.
+  virtual bool supports_recording() const { return false; }
+  virtual std::unique_ptr<Recording> make_recording() { return std::make_unique<Recording>(); }
+  /// Does what `work` does: a sequence of operations that is the same every time, but for the contents of the views.
+  /// `work` may be called, or what an earlier call of it gave may be given again. It moves nothing between host and
+  /// device, allocates nothing once it has run, and returns no numbers.
+  virtual void run(Recording& recording, const std::function<void()>& work);
 
  private:
   virtual std::shared_ptr<void> do_allocate(std::size_t bytes) = 0;
@@ -209,7 +240,9 @@ class Backend {
   virtual void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) = 0;
   virtual void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
                         View second_moment) = 0;
+  virtual void do_adamw_spans(std::span<const AdamWSpan> spans);
   virtual double do_dot(ConstView x, ConstView y) = 0;
+  virtual void do_squared_norms(std::span<const ConstView> xs, std::span<double> norms);
 };
 
 struct BackendOptions {

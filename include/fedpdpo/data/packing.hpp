@@ -26,6 +26,7 @@ struct PackedPair {
   PairId id;
   bool flipped = false;
   std::int32_t member = 0;        ///< index into PackedBatch::clients
+  std::int32_t group = 0;         ///< of its first segment
   std::int32_t target_begin = 0;  ///< targets [begin, common_end) belong to both responses,
   std::int32_t common_end = 0;    ///<         [common_end, chosen_end) to the chosen,
   std::int32_t chosen_end = 0;    ///<         [chosen_end, end) to the rejected one
@@ -60,16 +61,30 @@ struct PackedBatch {
   std::int32_t num_targets() const { return static_cast<std::int32_t>(target_rows.size()); }
   /// First and one past the last row of pair `i`, where a pair is one segment group.
   std::pair<std::size_t, std::size_t> rows_of_pair(std::size_t i) const {
-    const auto group = [&](std::size_t g) { return static_cast<std::size_t>(segment_groups[g]); };
-    return {static_cast<std::size_t>(segments[group(i)].begin),
-            static_cast<std::size_t>(segments[group(i + 1) - 1].end)};
+    const auto group = static_cast<std::size_t>(pairs[i].group);
+    const auto first = static_cast<std::size_t>(segment_groups[group]);
+    const auto last = static_cast<std::size_t>(segment_groups[group + 1]) - 1;
+    return {static_cast<std::size_t>(segments[first].begin), static_cast<std::size_t>(segments[last].end)};
   }
+};
+
+/// What batches are filled up with.
+enum class Filling : std::uint8_t {
+  none,
+  /// Every member's rows and targets up to one size of few (size_class of the largest member): rows of a group of their
+  /// own, which no pair sees, and targets of them that belong to no pair. So batches of few shapes recur.
+  size_classes,
 };
 
 struct PackingOptions {
   bool keep_last_rows = true;
   bool share_prefix = true;  ///< false: chosen and rejected as two sequences of their own (tests compare)
+  Filling filling = Filling::none;
 };
+
+/// The smallest size that is at least n among multiples of 32, from 512 on among multiples of an eighth of the power of
+/// two below: little filling, and few sizes.
+std::int32_t size_class(std::int32_t n);
 
 /// A pair of one client, to be packed.
 struct PairToPack {

@@ -46,6 +46,8 @@ inline constexpr std::array<NamedValue<LocalSchedule>, 2> local_schedule_names{
     {{LocalSchedule::joint, "joint"}, {LocalSchedule::alternate, "alternate"}}};
 inline constexpr std::array<NamedValue<Precision>, 2> precision_names{
     {{Precision::fp32, "fp32"}, {Precision::bf16, "bf16"}}};
+inline constexpr std::array<NamedValue<Graphs>, 3> graphs_names{
+    {{Graphs::small_passes, "auto"}, {Graphs::always, "on"}, {Graphs::never, "off"}}};
 inline constexpr std::array<NamedValue<Resume>, 2> resume_names{{{Resume::automatic, "auto"}, {Resume::none, "none"}}};
 inline constexpr std::array<NamedValue<bool>, 2> switch_names{{{true, "on"}, {false, "off"}}};
 

@@ -70,6 +70,7 @@ struct RunOptions {
   int threads = 1;
   int cohort = 1;         ///< clients trained in lock-step by a rank
   int micro_rows = 1024;  ///< packed rows per forward and backward pass
+  Graphs graphs = Graphs::small_passes;
   // output
   int eval_every = 1;
   std::string eval_splits = "validation,test";

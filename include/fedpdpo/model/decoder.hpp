@@ -73,11 +73,18 @@ class Decoder {
   /// Other weights of the same shapes for the passes to come (a backbone that moves); they outlive their use.
   void use_weights(const Weights& weights);
 
-  /// Final normed hidden states (T, d), valid until the next call. Buffers grow to the largest batch seen and are then
-  /// reused.
+  /// Uploads a batch's tokens, positions and attention plan for the passes to come. Buffers grow to the largest batch
+  /// seen and are then reused.
+  void load(const BatchView& batch, Pass pass);
+  /// Final normed hidden states (T, d) of the loaded batch, valid until the next call.
+  ConstView run(const BatchView& batch, const CohortParameters& parameters, Pass pass, const LoraDropout& dropout = {});
+  /// load() and run().
   ConstView forward(const BatchView& batch, const CohortParameters& parameters, Pass pass,
-                    const LoraDropout& dropout = {});
-  /// After forward(..., Pass::train) of the same batch: takes d_h (T, d), which it overwrites, and writes the gradients
+                    const LoraDropout& dropout = {}) {
+    load(batch, pass);
+    return run(batch, parameters, pass, dropout);
+  }
+  /// After run(..., Pass::train) of the same batch: takes d_h (T, d), which it overwrites, and writes the gradients
   /// of the LoRA groups that are wanted.
   void backward(const BatchView& batch, const CohortParameters& parameters, const CohortGradients& gradients, View d_h,
                 const LoraDropout& dropout = {});

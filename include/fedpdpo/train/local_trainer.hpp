@@ -23,6 +23,13 @@ struct Phase {
   Adapter adapter = Adapter::shared;  ///< the LoRA that the model runs with
 };
 
+/// Whether passes are recorded, so that the host gives a pass as one graph: worth it for small passes, whose batches
+/// are then filled up to few sizes (data/packing.hpp). On devices that can record, and without dropout.
+enum class Graphs : std::uint8_t { never, small_passes, always };
+/// Rows of the largest small pass: about as many as keep a device busy while the host gives the next pass's work, an
+/// estimate.
+inline constexpr std::int32_t small_pass_rows = 4096;
+
 struct TrainerOptions {
   LossOptions loss;
   OptimizerOptions optimizer;
@@ -30,6 +37,7 @@ struct TrainerOptions {
   int micro_rows = 1024;
   int num_rounds = 1;
   std::uint64_t seed = 0;
+  Graphs graphs = Graphs::small_passes;
 };
 
 /// A client in training.
@@ -69,7 +77,9 @@ class LocalTrainer {
   /// Of each member's whole batch, whatever the cuts and the other members.
   std::vector<BatchStatistics> statistics(std::span<const Member> members, const Cuts& cuts, std::size_t num_passes,
                                           Adapter adapter);
-  void apply(const Member& member, int round, std::span<const Group> trainable, const Hooks& hooks);
+  bool records(std::span<const MemberPairs> members) const;
+  /// Clips and moves every member, all at once; a member whose gradient is not finite stays where it is.
+  void apply(std::span<const Member> members, int round, std::span<const Group> trainable, const Hooks& hooks);
   View gradient(const ClientState& client) const;
   RowWeights lora_weights(std::span<const Member> members) const;
 

@@ -5,7 +5,10 @@
 // logits are never stored. The loss is asked, chunk by chunk, for the derivatives by log pi and reward.
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -43,7 +46,16 @@ class Policy {
              const RowWeights& row_weights = {});
 
   /// Other weights of the same shapes for the backbone, from now on; the head stays the pretrained one.
-  void use_backbone(const Weights& weights) { decoder_.use_weights(weights); }
+  void use_backbone(const Weights& weights) {
+    backbone_ = &weights;
+    decoder_.use_weights(weights);
+  }
+
+  /// Whether passes over the loaded shapes are recorded and given again (Backend::run): training passes whose targets
+  /// fit one chunk, without dropout. The batches should be filled up to size classes, or no shape comes twice.
+  void use_recordings(bool use) { use_recordings_ = use; }
+  /// Rows of the largest chunk of logits.
+  std::int64_t chunk_rows() const { return chunk_rows_; }
 
   /// What batches for this policy must be packed with.
   PackingOptions packing() const { return {.keep_last_rows = layout_.has(Group::reward), .share_prefix = true}; }
@@ -56,13 +68,38 @@ class Policy {
     std::int32_t target_begin, target_end;
   };
 
-  BatchView view(const PackedBatch& batch, const RowWeights& row_weights);
+  /// A training pass's work in two parts, the loss between them.
+  struct Recorded {
+    std::unique_ptr<Recording> forward, backward;
+    ConstView h, z;
+    std::int64_t last_used = 0;
+  };
+  using ShapeKey = std::vector<std::int64_t>;
+
+  BatchView load(const PackedBatch& batch, const RowWeights& row_weights, Pass pass);
+  void list_pooled_rows(const PackedBatch& batch);
   std::vector<Chunk> chunks(const PackedBatch& batch) const;
   void reserve(const PackedBatch& batch, bool train);
-  void score_rewards(const PackedBatch& batch, const CohortParameters& p, ConstView z, std::span<PairScores> scores);
+  void cut_members(const PackedBatch& batch, const Chunk& chunk);
+  Recorded* recorded(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g,
+                     const RowWeights& row_weights);
+
+  // Work on the device alone, without numbers to or from the host.
+  void rewards(const PackedBatch& batch, const CohortParameters& p, ConstView z);
+  void head_forward(const CohortParameters& p, ConstView z, const Chunk& chunk, View log_prob);
+  void head_backward(const CohortParameters& p, const CohortGradients& g, const Chunk& chunk, View d_z);
   void reward_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g, View d_z);
-  View head_forward(const PackedBatch& batch, const CohortParameters& p, ConstView z, const Chunk& chunk,
-                    std::span<PairScores> scores);
+  void modules_backward(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g, ConstView h,
+                        View* d_h);
+
+  enum class Read : std::uint8_t { log_probs, rewards_too };
+  void read_scores(const PackedBatch& batch, const Chunk& chunk, Read what, std::span<PairScores> scores);
+  void ask_loss(const PackedBatch& batch, const Chunk& chunk, const LossFunction& loss, std::span<PairScores> scores);
+  void upload_reward_derivatives(const PackedBatch& batch);
+
+  std::int64_t num_rewards(const PackedBatch& batch) const;
+  View log_probs(const PackedBatch& batch, const Chunk& chunk) const;
+  ConstView target_indices(const Tensor& tensor, const Chunk& chunk) const;
   View index_view(Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
 
   Backend& backend_;
@@ -72,11 +109,17 @@ class Policy {
   Heads heads_;
 
   std::int64_t chunk_rows_;
-  Tensor target_rows_, target_tokens_, response_rows_, response_of_row_;  // i32
-  Tensor shared_weights_, personal_weights_;                              // (T, 1)
-  Tensor logits_, z_targets_, d_z_targets_, log_prob_, lse_, coefficient_;
-  Tensor pooled_, response_z_, reward_, d_reward_, d_scaled_, d_pooled_, d_z_, d_z_reward_;
-  std::vector<float> host_;        // log-probs, coefficients, rewards on the host
+  bool use_recordings_ = false;
+  const Weights* backbone_;
+  std::map<ShapeKey, Recorded> recordings_;
+  std::int64_t passes_ = 0;
+
+  Tensor target_rows_, target_tokens_, response_rows_, response_of_row_, slots_;  // i32
+  Tensor shared_weights_, personal_weights_;                                      // (T, 1)
+  Tensor logits_, z_targets_, d_z_targets_, lse_, coefficient_;
+  Tensor scores_;  // (n, 1): rewards by response without their biases, biases by member, log-probs by target
+  Tensor pooled_, response_z_, d_reward_, d_scaled_, d_pooled_, d_z_, d_z_reward_;
+  std::vector<float> host_;        // scores, coefficients, rewards on the host
   std::vector<double> d_rewards_;  // (2 per pair)
   std::vector<std::int32_t> pool_rows_, pool_response_;
   std::vector<MemberRows> chunk_members_;

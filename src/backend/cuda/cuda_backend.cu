@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "cuda/cuda_backend.hpp"
+#include "cuda/graph_recording.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/core/error.hpp"
@@ -217,6 +218,19 @@ double CudaBackend::do_dot(ConstView x, ConstView y) {
   double total = 0;
   device_->to_host(&total, sums, sizeof total);
   return total;
+}
+
+void CudaBackend::do_squared_norms(std::span<const ConstView> xs, std::span<double> norms) {
+  double* sums = sums_.get(static_cast<std::size_t>(squared_norms_scratch(xs)));
+  cuda::squared_norms(stream(), xs, sums);
+  device_->to_host(norms.data(), sums, norms.size_bytes());
+}
+
+std::unique_ptr<Recording> CudaBackend::make_recording() { return std::make_unique<GraphRecording>(device_); }
+
+void CudaBackend::run(Recording& recording, const std::function<void()>& work) {
+  if (!supports_recording()) return work();
+  static_cast<GraphRecording&>(recording).run(work);
 }
 
 }  // namespace fedpdpo::cuda

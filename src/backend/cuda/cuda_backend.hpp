@@ -27,6 +27,11 @@ class CudaBackend final : public Backend {
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* device, std::size_t bytes) override;
   void synchronize() override { device_->synchronize(); }
+  void prepare(const AttentionPlan& plan) override { plan_.get(plan); }
+  /// CUDA graphs; not in the debug mode, which looks at every operation's output.
+  bool supports_recording() const override { return !check_outputs_; }
+  std::unique_ptr<Recording> make_recording() override;
+  void run(Recording& recording, const std::function<void()>& work) override;
 
  private:
   std::shared_ptr<void> do_allocate(std::size_t bytes) override;
@@ -69,7 +74,9 @@ class CudaBackend final : public Backend {
   void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) override;
   void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override;
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) override;
+  void do_adamw_spans(std::span<const AdamWSpan> spans) override;
   double do_dot(ConstView x, ConstView y) override;
+  void do_squared_norms(std::span<const ConstView> xs, std::span<double> norms) override;
 
   cudaStream_t stream() const { return device_->stream(); }
   /// A frozen product: f32 activations become bf16 where the weights are.

@@ -134,8 +134,17 @@ void CudaBackend::do_log_softmax_backward(ConstView targets, ConstView lse, Cons
 
 void CudaBackend::do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
                            View second_moment) {
-  cuda::adamw(stream(), adamw_factors(options), values, gradients, first_moment, second_moment);
+  for (std::int64_t row = 0; row < values.rows; ++row) {
+    const auto of = [row](auto view) { return view.row_range(row, row + 1); };
+    const AdamWSpan span{options, of(values), of(gradients), of(first_moment), of(second_moment)};
+    cuda::adamw(stream(), {&span, 1});
+  }
   written("adamw", {values, first_moment, second_moment});
+}
+
+void CudaBackend::do_adamw_spans(std::span<const AdamWSpan> spans) {
+  cuda::adamw(stream(), spans);
+  for (const AdamWSpan& span : spans) written("adamw", {span.values, span.first_moment, span.second_moment});
 }
 
 }  // namespace fedpdpo::cuda

@@ -6,6 +6,7 @@
 #include "cuda/device.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/backend/cuda.hpp"
+#include "fedpdpo/core/error.hpp"
 
 namespace fedpdpo {
 
@@ -87,7 +88,22 @@ Device::~Device() {
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
 }
 
+void Device::expect_no_capture(const char* what) const { check(!capturing_, what); }
+
+std::shared_ptr<MemoryWatch> Device::watch_memory() {
+  std::erase_if(watches_, [](const std::weak_ptr<MemoryWatch>& watch) { return watch.expired(); });
+  auto watch = std::make_shared<MemoryWatch>(MemoryWatch{allocations_, false});
+  watches_.push_back(watch);
+  return watch;
+}
+
+void Device::to_device(void* device, const void* host, std::size_t bytes) {
+  expect_no_capture("recorded work copies to the device");
+  staging_->copy(device, host, bytes);
+}
+
 void* Device::allocate(std::size_t bytes) {
+  expect_no_capture("recorded work allocates");
   void* memory = nullptr;
   const cudaError_t status = cudaMallocAsync(&memory, std::max<std::size_t>(bytes, 1), stream_);
   if (status == cudaErrorMemoryAllocation) {
@@ -99,19 +115,31 @@ void* Device::allocate(std::size_t bytes) {
     check_cuda(status, call.c_str());
   }
   check_cuda(status, "cudaMallocAsync");
+  numbers_[memory] = ++allocations_;
   return memory;
 }
 
 void Device::release(void* memory) noexcept {
-  if (memory != nullptr) (void)cudaFreeAsync(memory, stream_);
+  if (memory == nullptr) return;
+  if (const auto found = numbers_.find(memory); found != numbers_.end()) {
+    for (const std::weak_ptr<MemoryWatch>& weak : watches_)
+      if (const std::shared_ptr<MemoryWatch> watch = weak.lock(); watch && found->second <= watch->begun)
+        watch->freed = true;
+    numbers_.erase(found);
+  }
+  (void)cudaFreeAsync(memory, stream_);
 }
 
 void Device::to_host(void* host, const void* device, std::size_t bytes) {
   if (bytes == 0) return;
+  expect_no_capture("recorded work copies to the host");
   check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync to the host");
   synchronize();
 }
 
-void Device::synchronize() { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+void Device::synchronize() {
+  expect_no_capture("recorded work waits");
+  check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+}
 
 }  // namespace fedpdpo::cuda

@@ -6,8 +6,11 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace fedpdpo::cuda {
 
@@ -32,6 +35,12 @@ class Staging {
   std::size_t slot_ = 0, used_ = 0;
 };
 
+/// Tells whether memory that was there when the watch began has been freed since.
+struct MemoryWatch {
+  std::uint64_t begun = 0;
+  bool freed = false;
+};
+
 class Device {
  public:
   explicit Device(int index);
@@ -43,16 +52,25 @@ class Device {
   /// Of at least one byte, not cleared, 256-byte aligned.
   void* allocate(std::size_t bytes);
   void release(void* memory) noexcept;
-  void to_device(void* device, const void* host, std::size_t bytes) { staging_->copy(device, host, bytes); }
+  void to_device(void* device, const void* host, std::size_t bytes);
   /// Waits for the copy, and so for all that was given before it.
   void to_host(void* host, const void* device, std::size_t bytes);
   void synchronize();
+  std::shared_ptr<MemoryWatch> watch_memory();
+  /// While work is captured nothing may be allocated, copied to or from the host, or waited for.
+  void set_capturing(bool capturing) { capturing_ = capturing; }
   const std::string& description() const { return description_; }
 
  private:
   cudaStream_t stream_ = nullptr;
+  void expect_no_capture(const char* what) const;
+
   std::unique_ptr<Staging> staging_;
   std::string description_;
+  bool capturing_ = false;
+  std::uint64_t allocations_ = 0;
+  std::map<void*, std::uint64_t> numbers_;  // of live allocations
+  std::vector<std::weak_ptr<MemoryWatch>> watches_;
 };
 
 /// Device memory that grows when needed and never shrinks: the steady state allocates nothing.

@@ -1,4 +1,4 @@
-// One thread an element: fill, copies and conversions, axpy, scaled rows, bias, rotary embedding, AdamW, dropout.
+// One thread an element: fill, copies and conversions, axpy, scaled rows, bias, rotary embedding, dropout.
 #include <cmath>
 
 #include "cuda/elements.hpp"
@@ -155,24 +155,6 @@ void rotate(cudaStream_t stream, ConstView positions, ConstView cos, ConstView s
     over_packs(stream, "rotate", x.rows, x.cols / head_dim * half, packed,
                Rotate<decltype(at)>{
                    positions.i32(), {cos.f32(), cos.stride}, {sin.f32(), sin.stride}, sign, half, head_dim, at});
-  });
-}
-
-void adamw(cudaStream_t stream, const AdamWFactors& factors, View values, ConstView gradients, View first_moment,
-           View second_moment) {
-  const AdamWFactors f = factors;
-  over_elements(stream, "adamw", values.rows, values.cols, [=] __device__(std::int64_t t, std::int64_t c) {
-    float* p = row_of(values, t) + c;
-    float* m = row_of(first_moment, t) + c;
-    float* v = row_of(second_moment, t) + c;
-    const float gradient = f.gradient_scale * row_of(gradients, t)[c];
-    const float first = fmaf(f.beta1, *m, f.one_minus_beta1 * gradient);
-    const float second = fmaf(f.beta2, *v, f.one_minus_beta2 * (gradient * gradient));
-    const float root = fmaf(sqrtf(second), f.inverse_root_correction2, f.epsilon);
-    const float update = f.step_size * (first / root);
-    *m = first;
-    *v = second;
-    *p = fmaf(f.decay, *p, -update);
   });
 }
 

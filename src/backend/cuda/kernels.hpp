@@ -26,9 +26,10 @@ void scale_rows(cudaStream_t stream, ConstView weights, View x);
 void add_bias(cudaStream_t stream, ConstView bias, View y);
 void rotate(cudaStream_t stream, ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim,
             Rotation direction, View x);
-void adamw(cudaStream_t stream, const AdamWFactors& factors, View values, ConstView gradients, View first_moment,
-           View second_moment);
 void dropout(cudaStream_t stream, float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode);
+
+// optimizer.cu
+void adamw(cudaStream_t stream, std::span<const AdamWSpan> spans);
 
 // rows.cu
 void embed(cudaStream_t stream, ConstView tokens, ConstView positions, ConstView table, ConstView position_table,
@@ -64,6 +65,10 @@ void log_softmax_backward(cudaStream_t stream, ConstView targets, ConstView lse,
 /// Doubles of scratch that `dot` needs, the first of which is the result.
 std::int64_t dot_scratch(ConstView x, ConstView y);
 void dot(cudaStream_t stream, ConstView x, ConstView y, double* scratch);
+/// Doubles of scratch that `squared_norms` needs, the first of which are the results.
+std::int64_t squared_norms_scratch(std::span<const ConstView> xs);
+/// The bits of dot(x, x) of each.
+void squared_norms(cudaStream_t stream, std::span<const ConstView> xs, double* scratch);
 /// *first is made the smallest index (row * cols + column) of a NaN in x, or stays as it is.
 void find_nan(cudaStream_t stream, ConstView x, unsigned long long* first);
 

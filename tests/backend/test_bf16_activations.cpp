@@ -1,0 +1,157 @@
+// Norms, sums, linear maps, rotary embedding, activations, dropout and small per-client products on bf16 activations,
+// against the double reference of the same rounded inputs; a bf16 output is that number, rounded.
+#include "bf16_fixture.hpp"
+
+namespace fedpdpo {
+namespace {
+
+class Bf16Activations : public Bf16Test {
+ protected:
+  Matrix random_half(std::int64_t rows, std::int64_t cols, double spread = 1) {
+    return rounded_to_bf16(random(rows, cols, spread));
+  }
+  void expect_half(const Matrix& expected, const Half& found) {
+    expect_close(expected, values(found), tolerance::kBf16Output);
+  }
+  /// cols of packs and not, at aligned and odd places.
+  struct Shape {
+    std::int64_t rows, cols;
+    Place place;
+  };
+  static constexpr Shape kShapes[] = {{3, 64, Place::aligned}, {5, 576, Place::aligned}, {4, 36, Place::odd},
+                                      {2, 7, Place::odd},      {3, 130, Place::aligned}, {1, 1, Place::odd}};
+};
+FEDPDPO_ON_EVERY_BACKEND(Bf16Activations);
+
+TEST_P(Bf16Activations, CopiesRoundToTheNearest) {
+  for (const auto [rows, cols, place] : kShapes) {
+    const Matrix x = random(rows, cols), half = random_half(rows, cols);
+    Half y = poisoned_half(rows, cols, place);
+    backend_->copy(put(x, 4, 4).view, y.view);
+    expect_close(rounded_to_bf16(x), values(y), tolerance::kExact);
+    Buffer wide = poisoned(rows, cols, 4, 4);
+    backend_->copy(put_half(half, place).view, wide.view);
+    expect_close(half, wide, tolerance::kExact);
+  }
+}
+
+TEST_P(Bf16Activations, Norms) {
+  for (const auto [rows, cols, place] : kShapes) {
+    const Matrix x = random(rows, cols), w = random(1, cols), b = random(1, cols);
+    Half y = poisoned_half(rows, cols, place);
+    backend_->rms_norm(put(x, 4, 4).view, put(w).view, 1e-2f, y.view);
+    expect_half(reference::rms_norm(x, w, 1e-2f), y);
+    y = poisoned_half(rows, cols, place);
+    backend_->layer_norm(put(x, 4, 4).view, put(w).view, put(b).view, 1e-2f, y.view);
+    expect_half(reference::layer_norm(x, w, b, 1e-2f), y);
+  }
+}
+
+TEST_P(Bf16Activations, NormGradients) {
+  for (const auto& [rows, cols, place] : {Shape{2, 7, Place::odd}, {3, 16, Place::aligned}}) {
+    const Matrix x = random(rows, cols), w = random(1, cols), b(1, cols), d_y = random_half(rows, cols);
+    const Matrix before = random(rows, cols);
+    const Half gradient = put_half(d_y, place);
+    const Matrix rms =
+        reference::gradient([&](const Matrix& at) { return dot(reference::rms_norm(at, w, 1e-2f), d_y); }, x);
+    Buffer d_x = put(before, 4, 4);
+    backend_->rms_norm_backward(put(x, 4, 4).view, put(w).view, 1e-2f, gradient.view, d_x.view, Write::accumulate);
+    expect_close(add(before, rms), d_x, tolerance::kGradient);
+    const Matrix layer =
+        reference::gradient([&](const Matrix& at) { return dot(reference::layer_norm(at, w, b, 1e-2f), d_y); }, x);
+    d_x = poisoned(rows, cols, 4, 4);
+    backend_->layer_norm_backward(put(x, 4, 4).view, put(w).view, 1e-2f, gradient.view, d_x.view, Write::overwrite);
+    expect_close(layer, d_x, tolerance::kGradient);
+  }
+}
+
+TEST_P(Bf16Activations, SumsWithTheStream) {
+  for (const auto [rows, cols, place] : kShapes) {
+    const Matrix x = random(rows, cols), delta = random_half(rows, cols), w = random(1, cols);
+    const Buffer sum = put(x, 4, 4);
+    const Half term = put_half(delta, place);
+    Buffer apart = poisoned(rows, cols, 4, 4);
+    backend_->add(sum.view, term.view, apart.view);
+    expect_close(add(x, delta), apart, tolerance::kElementwise);
+    Half y = poisoned_half(rows, cols, place);
+    backend_->residual_rms_norm(sum.view, term.view, put(w).view, 1e-2f, sum.view, y.view);
+    expect_close(add(x, delta), sum, tolerance::kElementwise);
+    expect_half(reference::rms_norm(add(x, delta), w, 1e-2f), y);
+  }
+}
+
+TEST_P(Bf16Activations, LinearMapsOnBf16Weights) {
+  for (const auto& [rows, in, out, place] :
+       {std::tuple{5, 64, 48, Place::aligned}, {3, 33, 17, Place::odd}, {40, 16, 24, Place::aligned}}) {
+    const Matrix x = random_half(rows, in), w = random_half(out, in), d_y = random_half(rows, out);
+    const Matrix bias = random(1, out), before = random_half(rows, out);
+    const Buffer weights = put_bf16(w);
+    Half y = poisoned_half(rows, out, place);
+    backend_->linear(put_half(x, place).view, weights.view, put(bias).view, y.view, Write::overwrite);
+    // Rounded as a product, and again with the bias.
+    expect_close(reference::linear(x, w, bias), values(y), 2 * tolerance::kBf16Output);
+    y = put_half(before, place);
+    backend_->linear(put_half(x, place).view, weights.view, {}, y.view, Write::accumulate);
+    expect_half(add(before, reference::linear(x, w, {})), y);
+    Buffer wide = poisoned(rows, out, 1, 2);
+    backend_->linear(put_half(x, place).view, weights.view, {}, wide.view, Write::overwrite);
+    expect_close(reference::linear(x, w, {}), wide, tolerance::kProductBf16Rounded);
+    Half d_x = poisoned_half(rows, in, place);
+    backend_->linear_backward(put_half(d_y, place).view, weights.view, d_x.view, Write::overwrite);
+    expect_half(multiply(d_y, w), d_x);
+    d_x = poisoned_half(rows, in, place);
+    backend_->linear_backward(put(d_y, 2, 1).view, weights.view, d_x.view, Write::overwrite);
+    expect_half(multiply(d_y, w), d_x);
+  }
+}
+
+TEST_P(Bf16Activations, Rotation) {
+  for (const auto& [head_dim, half, place] : {std::tuple{16, 8, Place::aligned}, {10, 3, Place::odd}}) {
+    const Matrix cos = random(7, half), sin = random(7, half), x = random_half(5, 3 * head_dim);
+    const Indices positions = random_indices(5, 7);
+    const Half y = put_half(x, place);
+    backend_->rotate(put(positions).view, put(cos).view, put(sin).view, head_dim, Rotation::forward, y.view);
+    expect_half(reference::rotate(positions, cos, sin, head_dim, x), y);
+  }
+}
+
+TEST_P(Bf16Activations, ActivationsAndTheirGradients) {
+  for (const Activation kind : {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf})
+    for (const auto& [cols, place] : {std::pair{24, Place::aligned}, {7, Place::odd}}) {
+      const Matrix x = random_half(4, cols, 2), d_y = random_half(4, cols);
+      Half y = poisoned_half(4, cols, place);
+      backend_->activation(kind, put_half(x, place).view, y.view);
+      expect_half(reference::activation(kind, x), y);
+      const Half in_place = put_half(d_y, place);
+      backend_->activation_backward(kind, put_half(x, place).view, in_place.view, in_place.view);
+      expect_half(reference::gradient([&](const Matrix& at) { return dot(reference::activation(kind, at), d_y); }, x),
+                  in_place);
+      const Matrix both = random_half(4, 2 * cols, 2);
+      y = poisoned_half(4, cols, place);
+      backend_->gated_activation(kind, put_half(both, place).view, y.view);
+      expect_half(reference::gated_activation(kind, both), y);
+      Half d_x = put_half(both, place);
+      backend_->gated_activation_backward(kind, d_x.view, put_half(d_y, place).view, d_x.view);
+      expect_half(
+          reference::gradient([&](const Matrix& at) { return dot(reference::gated_activation(kind, at), d_y); }, both),
+          d_x);
+    }
+}
+
+TEST_P(Bf16Activations, DropoutDrawsTheSameMask) {
+  const StreamId id{.seed = 3, .purpose = Purpose::test, .client = 4, .round = 2, .step = 9};
+  for (const auto& [cols, place] : {std::pair{24, Place::aligned}, {7, Place::odd}}) {
+    const Matrix x = random_half(4, cols), before = random_half(4, cols);
+    Matrix expected = reference::dropout_mask(0.25f, id, 11, 4, cols);
+    for (std::size_t i = 0; i < expected.values.size(); ++i) expected.values[i] *= x.values[i];
+    Half y = poisoned_half(4, cols, place);
+    backend_->dropout(0.25f, id, 11, put_half(x, place).view, y.view, Write::overwrite);
+    expect_half(expected, y);
+    y = put_half(before, place);
+    backend_->dropout(0.25f, id, 11, put_half(x, place).view, y.view, Write::accumulate);
+    expect_half(add(before, expected), y);
+  }
+}
+
+}  // namespace
+}  // namespace fedpdpo
