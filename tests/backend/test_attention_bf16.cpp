@@ -144,6 +144,12 @@ TEST_P(AttentionBf16, ContextIsAPartOfTheRowsBefore) {
   plan.offsets = {0, 5};
   expect_attention(plan, test_heads(2, 1, 32));
 }
+TEST_P(AttentionBf16, ContextsThatEndAroundABlockOfSixteenRows) {
+  std::vector<std::array<std::int32_t, 3>> lengths;
+  for (const std::int32_t block : {16, 32, 48, 64})
+    for (const std::int32_t by : {-3, -2, -1, 0, 1}) lengths.push_back({block + by, 66, 1});
+  expect_attention(TestPlan::pairs(lengths), test_heads(1, 1, 16));
+}
 TEST_P(AttentionBf16, ManyShortGroups) {
   std::vector<std::array<std::int32_t, 3>> lengths(40);
   for (auto& [prefix, first, second] : lengths) {

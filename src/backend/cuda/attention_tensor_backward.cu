@@ -10,7 +10,9 @@ namespace {
 
 /// Wide heads leave no registers for the rows that stay: they are read from shared memory again and again.
 template <int kD>
-inline constexpr bool kKeepRows = kD <= 64;
+inline constexpr bool kKeepQueries = kD <= 32;
+template <int kD>
+inline constexpr bool kKeepKeys = kD <= 64;
 /// Tiles of keys in flight in the query kernel: the next ones come while these are used, where a block's memory allows
 /// for it without costing the multiprocessor a block.
 template <int kD>
@@ -88,8 +90,8 @@ __global__ void __launch_bounds__(kTileThreads)
 
   const Lane lane;
   const int first = static_cast<int>(threadIdx.x) / kWarp * kWarpRows;  // of this warp's rows in the tile
-  const WarpRows<kD, (kD <= 32)> q(q_tile + first * kTileStride<kD>, lane);
-  const WarpRows<kD, kKeepRows<kD>> d_o(d_out_tile + first * kTileStride<kD>, lane);
+  const WarpRows<kD, kKeepQueries<kD>> q(q_tile + first * kTileStride<kD>, lane);
+  const WarpRows<kD, kKeepQueries<kD>> d_o(d_out_tile + first * kTileStride<kD>, lane);
   float offset[2], mean[2];  // lse log2(e) and D of the lane's rows
   {
     const int row = first + lane.index / 2;
@@ -211,8 +213,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const Lane lane;
   const int first = static_cast<int>(threadIdx.x) / kWarp * kWarpRows;  // of this warp's keys in the tile
   const int first_key = tile.begin + first, last_key = first_key + kWarpRows - 1;
-  const WarpRows<kD, kKeepRows<kD>> k(k_tile + first * kTileStride<kD>, lane);
-  const WarpRows<kD, kKeepRows<kD>> v(v_tile + first * kTileStride<kD>, lane);
+  const WarpRows<kD, kKeepKeys<kD>> k(k_tile + first * kTileStride<kD>, lane);
+  const WarpRows<kD, kKeepKeys<kD>> v(v_tile + first * kTileStride<kD>, lane);
   const float to_log2 = heads.scale * kLog2E;
   float d_k[kD / 8][4] = {}, d_v[kD / 8][4] = {};
   for (int i = 0; step.valid(); ++i) {
