@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cuda/cublas_lt.hpp"
 #include "emulation.hpp"
 
 namespace {
@@ -166,4 +167,22 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
       }
   });
   return CUBLAS_STATUS_SUCCESS;
+}
+
+const fedpdpo::cuda::CublasLt& fedpdpo::cuda::cublas_lt() {
+  static const CublasLt functions = {.get_status_name = cublasLtGetStatusName,
+                                     .create = cublasLtCreate,
+                                     .destroy = cublasLtDestroy,
+                                     .product_create = cublasLtMatmulDescCreate,
+                                     .product_destroy = cublasLtMatmulDescDestroy,
+                                     .product_set_attribute = cublasLtMatmulDescSetAttribute,
+                                     .layout_create = cublasLtMatrixLayoutCreate,
+                                     .layout_destroy = cublasLtMatrixLayoutDestroy,
+                                     .layout_set_attribute = cublasLtMatrixLayoutSetAttribute,
+                                     .preference_create = cublasLtMatmulPreferenceCreate,
+                                     .preference_destroy = cublasLtMatmulPreferenceDestroy,
+                                     .preference_set_attribute = cublasLtMatmulPreferenceSetAttribute,
+                                     .get_heuristic = cublasLtMatmulAlgoGetHeuristic,
+                                     .matmul = cublasLtMatmul};
+  return functions;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/cublas_lt.hpp"
 #include "cuda/gemm.hpp"
 #include "cuda/products.hpp"
 #include "cuda/status.hpp"
@@ -51,8 +52,8 @@ struct Gemm::Plan {
   Plan& operator=(const Plan&) = delete;
   ~Plan() {
     for (cublasLtMatrixLayout_t layout : {a, b, c})
-      if (layout != nullptr) (void)cublasLtMatrixLayoutDestroy(layout);
-    if (product != nullptr) (void)cublasLtMatmulDescDestroy(product);
+      if (layout != nullptr) (void)cublas_lt().layout_destroy(layout);
+    if (product != nullptr) (void)cublas_lt().product_destroy(product);
   }
 };
 
@@ -62,13 +63,13 @@ struct Gemm::Plans {
 
 Gemm::Gemm(std::shared_ptr<Device> device)
     : device_(std::move(device)), workspace_(device_), plans_(std::make_unique<Plans>()) {
-  check_cublas(cublasLtCreate(&handle_), "cublasLtCreate");
+  check_cublas(cublas_lt().create(&handle_), "cublasLtCreate");
   workspace_.get(kWorkspaceBytes);
 }
 
 Gemm::~Gemm() {
   plans_.reset();
-  if (handle_ != nullptr) (void)cublasLtDestroy(handle_);
+  if (handle_ != nullptr) (void)cublas_lt().destroy(handle_);
 }
 
 Gemm::Plan& Gemm::plan_for(const Key& key) {
@@ -77,17 +78,17 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   if (!is_new) return plan;
   const cublasComputeType_t compute =
       key.rounding == Rounding::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
-  check_cublas(cublasLtMatmulDescCreate(&plan.product, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  check_cublas(cublas_lt().product_create(&plan.product, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
   const cublasOperation_t first = key.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t second = key.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-  check_cublas(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
+  check_cublas(cublas_lt().product_set_attribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
                "cublasLtMatmulDescSetAttribute");
-  check_cublas(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
+  check_cublas(cublas_lt().product_set_attribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
                "cublasLtMatmulDescSetAttribute");
   const auto layout = [](cublasLtMatrixLayout_t& made, DType type, std::int64_t stored_rows, std::int64_t stored_cols,
                          std::int64_t stride) {
-    check_cublas(cublasLtMatrixLayoutCreate(&made, cuda_type(type), static_cast<std::uint64_t>(stored_cols),
-                                            static_cast<std::uint64_t>(stored_rows), stride),
+    check_cublas(cublas_lt().layout_create(&made, cuda_type(type), static_cast<std::uint64_t>(stored_cols),
+                                           static_cast<std::uint64_t>(stored_rows), stride),
                  "cublasLtMatrixLayoutCreate");
   };
   layout(plan.a, key.type, key.b_transposed ? key.n : key.k, key.b_transposed ? key.k : key.n, key.b_stride);
@@ -95,11 +96,11 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   layout(plan.c, key.c_type, key.m, key.n, key.c_stride);
 
   cublasLtMatmulPreference_t preference = nullptr;
-  check_cublas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+  check_cublas(cublas_lt().preference_create(&preference), "cublasLtMatmulPreferenceCreate");
   const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(&cublasLtMatmulPreferenceDestroy)>
-      guard(preference, cublasLtMatmulPreferenceDestroy);
+      guard(preference, cublas_lt().preference_destroy);
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-    check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+    check_cublas(cublas_lt().preference_set_attribute(preference, attribute, &value, sizeof value),
                  "cublasLtMatmulPreferenceSetAttribute");
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
@@ -111,8 +112,8 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.c_alignment);
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.product, plan.a, plan.b, plan.c, plan.c,
-                                                               preference, 1, &result, &found);
+  const cublasStatus_t status =
+      cublas_lt().get_heuristic(handle_, plan.product, plan.a, plan.b, plan.c, plan.c, preference, 1, &result, &found);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_cublas(status, "cublasLtMatmulAlgoGetHeuristic");
   plan.found = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
   plan.algorithm = result.algo;
@@ -137,15 +138,15 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
     // The batch's rows are the columns of what cuBLAS sees.
     const auto set_rows = [&](cublasLtMatrixLayout_t layout) {
       const auto rows = static_cast<std::uint64_t>(rows_are_m ? shape.m : shape.k);
-      check_cublas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
+      check_cublas(cublas_lt().layout_set_attribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
                    "cublasLtMatrixLayoutSetAttribute");
     };
     set_rows(plan.b);
     set_rows(rows_are_m ? plan.c : plan.a);
     const float beta = accumulate ? 1.0f : 0.0f;
-    status =
-        cublasLtMatmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c, c, plan.c,
-                       &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream());
+    status = cublas_lt().matmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c,
+                                c, plan.c, &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes,
+                                device_->stream());
   }
   // An algorithm that was chosen for other numbers of rows may refuse these.
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {

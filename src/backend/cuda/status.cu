@@ -1,6 +1,7 @@
 // One line for every failure of CUDA and cuBLAS.
 #include <string>
 
+#include "cuda/cublas_lt.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 
@@ -58,7 +59,7 @@ void check_cublas(cublasStatus_t status, const char* call) {
                      : status == CUBLAS_STATUS_EXECUTION_FAILED ? "a kernel failed"
                      : status == CUBLAS_STATUS_NOT_INITIALIZED  ? "the device cannot be used"
                                                                 : "failed";
-  throw DeviceError(std::string("cuBLASLt: ") + what + ": " + call + ": " + cublasLtGetStatusName(status));
+  throw DeviceError(std::string("cuBLASLt: ") + what + ": " + call + ": " + cublas_lt().get_status_name(status));
 }
 
 }  // namespace fedpdpo::cuda
