@@ -1,28 +1,22 @@
-// SHA-256 by OpenSSL's EVP interface.
+// SHA-256 and its hexadecimal form.
 #include "digest.hpp"
 
-#include <openssl/evp.h>
-
 #include <array>
+#include <string_view>
 
 #include "fedpdpo/core/error.hpp"
 
 namespace fedpdpo {
 
-void Sha256::Free::operator()(evp_md_ctx_st* context) const { EVP_MD_CTX_free(context); }
-
-Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
-  check(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1, "OpenSSL has no SHA-256");
-}
+Sha256::Sha256() { check(SHA256_Init(&context_) == 1, "OpenSSL has no SHA-256"); }
 
 void Sha256::update(std::span<const std::byte> bytes) {
-  check(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1, "SHA-256 failed");
+  check(SHA256_Update(&context_, bytes.data(), bytes.size()) == 1, "SHA-256 failed");
 }
 
 std::string Sha256::finish() {
-  std::array<unsigned char, 32> digest{};
-  unsigned int length = 0;
-  check(EVP_DigestFinal_ex(context_.get(), digest.data(), &length) == 1 && length == digest.size(), "SHA-256 failed");
+  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest{};
+  check(SHA256_Final(digest.data(), &context_) == 1, "SHA-256 failed");
   constexpr std::string_view digits = "0123456789abcdef";
   std::string hex;
   hex.reserve(2 * digest.size());
