@@ -16,14 +16,18 @@
 #include "fedpdpo/model/layout.hpp"
 #include "fedpdpo/model/weights.hpp"
 #include "fedpdpo/train/policy.hpp"
+#include "support/golden.hpp"
 
 namespace fedpdpo::test {
 
 struct GoldenModel {
   explicit GoldenModel(const std::string& name, DType dtype = DType::f32)
-      : path(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/" + name), folder(path),
-        golden(path / "golden.safetensors"), json(read_json(path / "golden.json")),
-        backend(make_cpu_backend({})), memory(backend->allocate(weight_bytes(folder.config(), dtype))) {
+      : path(golden_folder() / name),
+        folder(path),
+        golden(path / "golden.safetensors"),
+        json(read_json(path / "golden.json")),
+        backend(make_cpu_backend({})),
+        memory(backend->allocate(weight_bytes(folder.config(), dtype))) {
     auto* bytes = static_cast<std::byte*>(memory.get());
     load_weights(folder, dtype, bytes);
     weights = view_weights(folder.config(), dtype, bytes);

@@ -1,5 +1,5 @@
-// The whole policy against transformers and PEFT (double precision): hidden states, log-probabilities, rewards, loss and
-// the gradient of every trainable, within 1e-5 relative (norm-wise per tensor) in fp32.
+// The whole policy against transformers and PEFT (double precision): hidden states, log-probabilities, rewards, loss
+// and the gradient of every trainable, within 1e-5 relative (norm-wise per tensor) in fp32.
 #include <map>
 
 #include "golden_model.hpp"
@@ -16,7 +16,7 @@ struct Case {
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   for (const char* model : {"tiny_llama", "tiny_llama_tied", "tiny_gpt2"}) {
-    const auto json = read_json(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/" + model + "/golden.json");
+    const auto json = read_json(golden_folder() / model / "golden.json");
     for (const auto& [name, value] : json["cases"].items()) cases.push_back({model, name});
   }
   return cases;
@@ -55,8 +55,8 @@ Outcome run_case(GoldenModel& model, const ParameterLayout& layout, const LossOp
       PairLoss result = preference_loss(loss_options, s);
       const double share = 1.0 / static_cast<double>(all.size());
       outcome.mean_loss += result.loss * share;
-      for (double* d : {&result.d_log_prob_chosen, &result.d_log_prob_rejected, &result.d_reward_chosen,
-                        &result.d_reward_rejected})
+      for (double* d :
+           {&result.d_log_prob_chosen, &result.d_log_prob_rejected, &result.d_reward_chosen, &result.d_reward_rejected})
         *d *= share;
       return result;
     };
@@ -74,7 +74,8 @@ TEST_P(Golden, ScoresLossAndGradients) {
   const bool has_loss = expected["loss"] != "none";
   for (const bool share_prefix : {true, false}) {
     for (const std::size_t num_batches : {1u, 2u}) {
-      SCOPED_TRACE(std::string(share_prefix ? "shared" : "unshared") + " prefix, batches " + std::to_string(num_batches));
+      SCOPED_TRACE(std::string(share_prefix ? "shared" : "unshared") + " prefix, batches " +
+                   std::to_string(num_batches));
       const Outcome outcome = run_case(model, layout, model.loss(name), share_prefix, num_batches);
       for (std::size_t i = 0; i < outcome.scores.size(); ++i) {
         const PairScores& s = outcome.scores[i];
@@ -181,8 +182,8 @@ TEST(Cohort, EqualsOneByOne) {
     policy.train(batch, {values.data(), size}, gradients, loss, scores);
     return scores;
   };
-  const MemberPairs members[] = {{2, std::span(all).subspan(0, 2)}, {0, std::span(all).subspan(2, 1)},
-                                 {1, std::span(all).subspan(1, 3)}};
+  const MemberPairs members[] = {
+      {2, std::span(all).subspan(0, 2)}, {0, std::span(all).subspan(2, 1)}, {1, std::span(all).subspan(1, 3)}};
   std::vector<float> together, alone;
   const std::vector<PairScores> all_scores = train(members, together);
   std::size_t pair = 0;
@@ -195,7 +196,8 @@ TEST(Cohort, EqualsOneByOne) {
     }
     const std::size_t offset = static_cast<std::size_t>(member.slot) * layout.size();
     EXPECT_LT(relative_error(std::span(together).subspan(offset, layout.size()),
-                             std::span(alone).subspan(offset, layout.size())), tolerance);
+                             std::span(alone).subspan(offset, layout.size())),
+              tolerance);
   }
 }
 

@@ -13,12 +13,13 @@
 #include "fedpdpo/core/random.hpp"
 #include "fedpdpo/io/json.hpp"
 #include "fedpdpo/train/losses.hpp"
+#include "support/golden.hpp"
 #include "support/test_support.hpp"
 
 namespace fedpdpo::test {
 namespace {
 
-nlohmann::json golden() { return read_json(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/golden_losses.json"); }
+nlohmann::json golden() { return read_json(golden_folder() / "golden_losses.json"); }
 
 /// The options that a golden loss was computed with: a name of loss_names() and its variant.
 LossOptions golden_options(const nlohmann::json& json, const std::string& name) {

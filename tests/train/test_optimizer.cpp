@@ -4,14 +4,14 @@
 #include <limits>
 #include <map>
 
+#include "support/golden.hpp"
 #include "trainer_kit.hpp"
 
 namespace fedpdpo::test {
 namespace {
 
 struct AdamCase {
-  explicit AdamCase(std::size_t index)
-      : json(read_json(std::string(FEDPDPO_SOURCE_DIR) + "/tests/golden/golden_adamw.json")["cases"][index]) {
+  explicit AdamCase(std::size_t index) : json(read_json(golden_folder() / "golden_adamw.json")["cases"][index]) {
     options.lr_shared = json["lr"]["shared"];
     options.lr_private = json["lr"]["private"];
     options.beta1 = json["betas"][0];
