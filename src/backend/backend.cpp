@@ -2,6 +2,7 @@
 // violation is a bug of the caller and throws. Operations over nothing return at once.
 #include "fedpdpo/backend/backend.hpp"
 
+#include <cstdint>
 #include <source_location>
 
 #include "fedpdpo/core/error.hpp"
@@ -45,6 +46,11 @@ class Contract {
   const Contract& activations(const Backend& backend, ConstView x, const char* name, std::int64_t rows,
                               std::int64_t cols) const {
     return activations(backend, x, name).matrix(x, name, rows, cols, x.dtype);
+  }
+  /// One row whose elements an i32 can count.
+  const Contract& vector(ConstView x, const char* name, DType dtype) const {
+    matrix(x, name, 1, x.cols, dtype);
+    return require(x.cols <= INT32_MAX, "at most 2^31 - 1 elements");
   }
   /// f32 or bf16.
   const Contract& weights(ConstView w, const char* name) const {
@@ -121,6 +127,7 @@ void Backend::copy(ConstView x, View y) {
   contract.layout(x, "x").layout(y, "y").require(x.rows == y.rows && x.cols == y.cols, "x and y of one shape");
   contract.require(x.dtype == y.dtype || (x.dtype != DType::i32 && y.dtype != DType::i32),
                    "integers are not converted");
+  contract.require(x.dtype != DType::i64 && y.dtype != DType::i64, "i64 is for sums alone");
   if (x.size() > 0) do_copy(x, y);
 }
 
@@ -397,5 +404,31 @@ void Backend::do_squared_norms(std::span<const ConstView> xs, std::span<double> 
 void Backend::prepare(const AttentionPlan&) {}
 
 void Backend::run(Recording&, const std::function<void()>& work) { work(); }
+
+void Backend::block_peaks(ConstView values, ConstView offsets, View peaks) {
+  const Contract contract("block_peaks");
+  contract.vector(values, "values", DType::f32).matrix(peaks, "peaks", 1, peaks.cols);
+  contract.matrix(offsets, "offsets", 1, peaks.cols + 1, DType::i32);
+  if (peaks.cols > 0) do_block_peaks(values, offsets, peaks);
+}
+
+void Backend::add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
+                        View sums) {
+  const Contract contract("add_terms");
+  contract.vector(values, "values", DType::f32).matrix(sums, "sums", 1, values.cols, DType::i64);
+  contract.matrix(exponents, "exponents", 1, exponents.cols, DType::i32);
+  contract.matrix(offsets, "offsets", 1, exponents.cols + 1, DType::i32);
+  contract.require(exponents.cols > 0 || values.cols == 0, "every element is in a block");
+  if (values.cols > 0) do_add_terms(values, weight, offsets, exponents, coding, sums);
+}
+
+void Backend::round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) {
+  const Contract contract("round_sums");
+  contract.vector(sums, "sums", DType::i64).matrix(y, "y", 1, sums.cols);
+  contract.matrix(exponents, "exponents", 1, exponents.cols, DType::i32);
+  contract.matrix(offsets, "offsets", 1, exponents.cols + 1, DType::i32);
+  contract.require(exponents.cols > 0 || sums.cols == 0, "every element is in a block");
+  if (sums.cols > 0) do_round_sums(sums, offsets, exponents, coding, y);
+}
 
 }  // namespace fedpdpo

@@ -32,6 +32,8 @@ const char* dtype_name(DType dtype) {
       return "bf16";
     case DType::i32:
       return "i32";
+    case DType::i64:
+      return "i64";
   }
   return "unknown";
 }

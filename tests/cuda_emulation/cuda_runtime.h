@@ -52,6 +52,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration,
   cudaErrorLaunchOutOfResources,
   cudaErrorInvalidDeviceFunction,
+  cudaErrorNotReady,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaHostAllocDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1 };
@@ -84,6 +85,7 @@ const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device);
@@ -97,6 +99,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsig
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
@@ -182,6 +185,11 @@ inline unsigned long long atomicMin(unsigned long long* at, unsigned long long v
   if (value < old) *at = value;
   return old;
 }
+inline unsigned atomicMax(unsigned* at, unsigned value) {
+  const unsigned old = *at;
+  if (value > old) *at = value;
+  return old;
+}
 inline float __uint_as_float(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -191,4 +199,28 @@ inline std::uint32_t __float_as_uint(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+/// Through memory, so that the compiler cannot contract the product into what follows.
+inline double __dmul_rn(double a, double b) {
+  volatile double product = a * b;
+  return product;
+}
+inline float __double2float_rn(double value) { return static_cast<float>(value); }
+inline long long __double2ll_rn(double value) { return std::llrint(value); }
+inline long long __double2ll_rz(double value) { return static_cast<long long>(value); }
+/// x87's long double holds every 64-bit integer.
+inline double __ll2double_rz(long long integer) {
+  const auto nearest = static_cast<double>(integer);
+  const bool away = std::fabs(static_cast<long double>(nearest)) > std::fabs(static_cast<long double>(integer));
+  return away ? std::nextafter(nearest, 0.0) : nearest;
 }

@@ -25,6 +25,7 @@ struct EmulatedGraph {
 struct EmulatedStream {
   std::deque<std::function<void()>> work;
   std::unique_ptr<EmulatedGraph> capture;  // while there is one, work goes into it
+  bool asked = false;
 };
 /// Done once the stream has no work left that was there when it was recorded; here: once the stream is empty.
 struct EmulatedEvent {
@@ -404,6 +405,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->totalGlobalMem = device_memory;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
+  if (device < 0 || device >= device_count) return cudaErrorInvalidDevice;
+  std::snprintf(text, static_cast<std::size_t>(length), "0000:%02x:00.0", 0x10 + device);
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) {
   return device >= 0 && device < device_count ? cudaSuccess : cudaErrorInvalidDevice;
 }
@@ -455,6 +461,15 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
   delete graph;
+  return cudaSuccess;
+}
+/// Work runs once it has been asked for twice: as late as a caller that asks again and again can stand.
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (lost) return cudaErrorIllegalAddress;
+  if (stream->work.empty()) return cudaSuccess;
+  stream->asked = !stream->asked;
+  if (stream->asked) return cudaErrorNotReady;
+  drain(stream);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {

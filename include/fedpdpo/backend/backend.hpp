@@ -14,6 +14,7 @@
 
 #include "fedpdpo/backend/batch.hpp"
 #include "fedpdpo/backend/tensor.hpp"
+#include "fedpdpo/core/fixed_point.hpp"
 #include "fedpdpo/core/random.hpp"
 
 namespace fedpdpo {
@@ -80,6 +81,11 @@ class Backend {
   virtual bool computes_on_host_memory() const = 0;
   /// True where operations take activations in bf16 as well as in f32; sums are fp32 either way.
   virtual bool supports_bf16_activations() const { return false; }
+  /// Where the device sits in its node, the same in every process that uses it (CUDA: the PCI bus id); empty where it
+  /// is the host.
+  virtual std::string device_identity() const = 0;
+  /// The cudaStream_t that all work is given to; null where there is none.
+  virtual void* native_stream() const = 0;
 
   // --- memory
   std::shared_ptr<void> allocate(std::size_t bytes) { return do_allocate(bytes); }
@@ -184,6 +190,16 @@ class Backend {
   double squared_norm(ConstView x) { return dot(x, x); }
   /// norms[i] = squared_norm(xs[i]), each (1, n), bit for bit; waits for the device once.
   void squared_norms(std::span<const ConstView> xs, std::span<double> norms);
+
+  // --- exact sums over clients (core/fixed_point.hpp), bit for bit as there. Vectors (1, n) are cut into b blocks at
+  // offsets (1, b + 1) i32, which begin with 0, rise and end with n; exponents (1, b) i32.
+  /// peaks[j] = largest magnitude of block j, infinite or NaN if a value is not finite; peaks (1, b).
+  void block_peaks(ConstView values, ConstView offsets, View peaks);
+  /// sums[i] += the term of weight and values[i]; sums (1, n) i64.
+  void add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding, View sums);
+  /// y[i] = sums[i] as the nearest float; y (1, n).
+  void round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y);
+
   /// Waits for all work given so far.
   virtual void synchronize() = 0;
 
@@ -243,6 +259,10 @@ class Backend {
   virtual void do_adamw_spans(std::span<const AdamWSpan> spans);
   virtual double do_dot(ConstView x, ConstView y) = 0;
   virtual void do_squared_norms(std::span<const ConstView> xs, std::span<double> norms);
+  virtual void do_block_peaks(ConstView values, ConstView offsets, View peaks) = 0;
+  virtual void do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
+                            View sums) = 0;
+  virtual void do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) = 0;
 };
 
 struct BackendOptions {

@@ -9,9 +9,9 @@
 
 namespace fedpdpo {
 
-enum class DType : std::uint8_t { f32, bf16, i32 };
+enum class DType : std::uint8_t { f32, bf16, i32, i64 };
 
-constexpr std::size_t dtype_size(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
+constexpr std::size_t dtype_size(DType dtype) { return dtype == DType::bf16 ? 2 : dtype == DType::i64 ? 8 : 4; }
 const char* dtype_name(DType dtype);
 
 /// A matrix (rows, cols) with `stride` elements from row to row, in the memory of some backend.
@@ -22,6 +22,7 @@ struct ConstView {
 
   const float* f32() const { return static_cast<const float*>(data); }
   const std::int32_t* i32() const { return static_cast<const std::int32_t*>(data); }
+  const std::int64_t* i64() const { return static_cast<const std::int64_t*>(data); }
   std::int64_t size() const { return rows * cols; }
   bool contiguous() const { return stride == cols || rows <= 1; }
   ConstView row_range(std::int64_t begin, std::int64_t end) const;
@@ -35,6 +36,7 @@ struct View {
 
   float* f32() const { return static_cast<float*>(data); }
   std::int32_t* i32() const { return static_cast<std::int32_t*>(data); }
+  std::int64_t* i64() const { return static_cast<std::int64_t*>(data); }
   std::int64_t size() const { return rows * cols; }
   bool contiguous() const { return stride == cols || rows <= 1; }
   View row_range(std::int64_t begin, std::int64_t end) const;

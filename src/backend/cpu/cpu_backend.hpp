@@ -18,6 +18,8 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   bool computes_on_host_memory() const override { return true; }
+  std::string device_identity() const override { return {}; }
+  void* native_stream() const override { return nullptr; }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* device, std::size_t bytes) override;
   void synchronize() override {}
@@ -62,6 +64,10 @@ class CpuBackend final : public Backend {
   void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override;
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) override;
   double do_dot(ConstView x, ConstView y) override;
+  void do_block_peaks(ConstView values, ConstView offsets, View peaks) override;
+  void do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
+                    View sums) override;
+  void do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) override;
 
   /// body(begin, end) over rows; elements says how much work a row is.
   template <class Body>

@@ -73,7 +73,7 @@ void CudaBackend::written(const char* operation, std::initializer_list<ConstView
     return;
   check_cuda(cudaStreamSynchronize(stream()), operation);
   for (const ConstView& output : outputs) {
-    if (output.size() == 0 || output.dtype == DType::i32) continue;
+    if (output.size() == 0 || output.dtype == DType::i32 || output.dtype == DType::i64) continue;
     unsigned long long* first = first_nan_.get(1);
     constexpr unsigned long long kNone = ~0ull;
     device_->to_device(first, &kNone, sizeof kNone);

@@ -24,6 +24,8 @@ class CudaBackend final : public Backend {
   std::string description() const override;
   bool computes_on_host_memory() const override { return false; }
   bool supports_bf16_activations() const override { return true; }
+  std::string device_identity() const override { return device_->identity(); }
+  void* native_stream() const override { return device_->stream(); }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* device, std::size_t bytes) override;
   void synchronize() override { device_->synchronize(); }
@@ -77,6 +79,10 @@ class CudaBackend final : public Backend {
   void do_adamw_spans(std::span<const AdamWSpan> spans) override;
   double do_dot(ConstView x, ConstView y) override;
   void do_squared_norms(std::span<const ConstView> xs, std::span<double> norms) override;
+  void do_block_peaks(ConstView values, ConstView offsets, View peaks) override;
+  void do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
+                    View sums) override;
+  void do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) override;
 
   cudaStream_t stream() const { return device_->stream(); }
   /// A frozen product: f32 activations become bf16 where the weights are.

@@ -147,4 +147,20 @@ void CudaBackend::do_adamw_spans(std::span<const AdamWSpan> spans) {
   for (const AdamWSpan& span : spans) written("adamw", {span.values, span.first_moment, span.second_moment});
 }
 
+void CudaBackend::do_block_peaks(ConstView values, ConstView offsets, View peaks) {
+  cuda::block_peaks(stream(), values, offsets, peaks);
+  written("block_peaks", {});  // NaN is among what it finds
+}
+
+void CudaBackend::do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents,
+                               TermCoding coding, View sums) {
+  cuda::add_terms(stream(), values, weight, offsets, exponents, coding, sums);
+  written("add_terms", {sums});
+}
+
+void CudaBackend::do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) {
+  cuda::round_sums(stream(), sums, offsets, exponents, coding, y);
+  written("round_sums", {y});
+}
+
 }  // namespace fedpdpo::cuda

@@ -60,13 +60,15 @@ class Device {
   /// While work is captured nothing may be allocated, copied to or from the host, or waited for.
   void set_capturing(bool capturing) { capturing_ = capturing; }
   const std::string& description() const { return description_; }
+  /// Its PCI bus id.
+  const std::string& identity() const { return identity_; }
 
  private:
   cudaStream_t stream_ = nullptr;
   void expect_no_capture(const char* what) const;
 
   std::unique_ptr<Staging> staging_;
-  std::string description_;
+  std::string description_, identity_;
   bool capturing_ = false;
   std::uint64_t allocations_ = 0;
   std::map<void*, std::uint64_t> numbers_;  // of live allocations

@@ -72,4 +72,10 @@ void squared_norms(cudaStream_t stream, std::span<const ConstView> xs, double* s
 /// *first is made the smallest index (row * cols + column) of a NaN in x, or stays as it is.
 void find_nan(cudaStream_t stream, ConstView x, unsigned long long* first);
 
+// fixed_point.cu
+void block_peaks(cudaStream_t stream, ConstView values, ConstView offsets, View peaks);
+void add_terms(cudaStream_t stream, ConstView values, double weight, ConstView offsets, ConstView exponents,
+               TermCoding coding, View sums);
+void round_sums(cudaStream_t stream, ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y);
+
 }  // namespace fedpdpo::cuda
