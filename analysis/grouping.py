@@ -29,7 +29,7 @@ _EXECUTION = re.compile(
     r"|.*cache.*|help|version|overwrite|micro-rows|cross-eval|aggregation-error-every"
 )
 # Same experiment, but results can differ in the last bits or in which rounds were looked at: said below the table.
-_NOTED = re.compile(r"device|reduction|reduce|reduce-route|ranks-per-node|cohort.*|micro-batch.*|eval-every")
+_NOTED = re.compile(r"device|reduction|reduce|reduce-route|ranks-per-node|aggregation|cohort.*|micro-batch.*|eval-every")
 # Tuned for each method by itself, so methods of one table may differ in them.
 _METHOD = re.compile(
     r"lr|lr-.*|loss|loss-.*|beta|lambda|mu|head|head-.*|bottleneck|bottleneck-.*|reward|reward-.*|schedule|schedule-.*"

@@ -164,6 +164,8 @@ std::vector<OptionSpec> make_table() {
       {"ranks-per-node", "N", "hierarchical: N consecutive ranks count as a node (a socket), 0: the nodes as MPI sees them",
        federation,
        [](Line& l, const Given& g) { l.run.ranks_per_node = integer(g, 0); }},
+      {"aggregation", "ROUTE", "where sums over clients are made: auto (on the GPUs by NCCL where every rank has its own), host, nccl",
+       federation, [](Line& l, const Given& g) { l.run.aggregation = choice(g, aggregation_names); }},
       {"prox-mu", "X", "fedprox: weight of the proximal term", federation,
        [](Line& l, const Given& g) { l.run.prox_mu = real(g, not_negative); }},
       {"server-lr", "X", "fedavgm, fedadagrad, fedyogi, fedadam: the server's rate", federation,

@@ -18,10 +18,10 @@ DeviceSum::DeviceSum(Backend& backend, std::vector<std::size_t> block_offsets, N
   backend_.copy_to_device(offsets_.view().data, offsets.data(), offsets_.bytes());
 }
 
-ConstView DeviceSum::on_device(const DeviceTerm& term) {
-  if (term.values.data != nullptr) {
-    check(term.values.rows == 1 && term.values.cols == size(), "a contribution has the sum's length");
-    return term.values;
+ConstView DeviceSum::on_device(const SumTerm& term) {
+  if (term.on_device.data != nullptr) {
+    check(term.on_device.rows == 1 && term.on_device.cols == size(), "a contribution has the sum's length");
+    return term.on_device;
   }
   check(term.host.size() == blocks_.back(), "a contribution has the sum's length");
   if (!staged_) staged_ = Tensor(backend_, 1, size());
@@ -29,7 +29,7 @@ ConstView DeviceSum::on_device(const DeviceTerm& term) {
   return staged_.view();
 }
 
-std::vector<std::vector<float>> DeviceSum::peaks(std::span<const DeviceTerm> terms) {
+std::vector<std::vector<float>> DeviceSum::peaks(std::span<const SumTerm> terms) {
   const std::size_t num_blocks = blocks_.size() - 1;
   const auto cols = static_cast<std::int64_t>(num_blocks);
   const Tensor found(backend_, static_cast<std::int64_t>(terms.size()), cols);
@@ -47,7 +47,7 @@ std::vector<std::vector<float>> DeviceSum::peaks(std::span<const DeviceTerm> ter
   return peaks;
 }
 
-void DeviceSum::exact(const Communicator& group, std::span<const DeviceTerm> terms,
+void DeviceSum::exact(const Communicator& group, std::span<const SumTerm> terms,
                       std::span<const std::vector<float>> peaks, int num_terms, std::span<float> result) {
   check(peaks.size() == terms.size(), "peaks of every term");
   SumScales scales(blocks_.size() - 1, num_terms);
@@ -56,16 +56,16 @@ void DeviceSum::exact(const Communicator& group, std::span<const DeviceTerm> ter
   scales.agree(group);
   backend_.copy_to_device(exponents_.view().data, scales.exponents().data(), exponents_.bytes());
   const Tensor sums(backend_, 1, size(), DType::i64), rounded(backend_, 1, size());
-  for (const DeviceTerm& term : terms)
+  for (const SumTerm& term : terms)
     backend_.add_terms(on_device(term), term.weight, offsets_.view(), exponents_.view(), scales.coding(), sums.view());
   reduce(sums.view());
   backend_.round_sums(sums.view(), offsets_.view(), exponents_.view(), scales.coding(), rounded.view());
   to_host(rounded.view(), result);
 }
 
-void DeviceSum::fast(std::span<const DeviceTerm> terms, std::span<float> result) {
+void DeviceSum::fast(std::span<const SumTerm> terms, std::span<float> result) {
   const Tensor sums(backend_, 1, size());
-  for (const DeviceTerm& term : terms)
+  for (const SumTerm& term : terms)
     backend_.axpy(static_cast<float>(term.weight), on_device(term), sums.view(), Write::accumulate);
   reduce(sums.view());
   to_host(sums.view(), result);

@@ -1,31 +1,34 @@
 // libnccl.so.2, loaded at run time.
 #include "nccl_library.hpp"
 
-#include <exception>
-
+#include "fedpdpo/backend/cuda.hpp"
 #include "fedpdpo/core/shared_library.hpp"
 
 namespace fedpdpo {
 namespace {
 
+NcclFunctions functions_of(const SharedLibrary& library) {
+  return {library.function<decltype(ncclGetVersion)>("ncclGetVersion"),
+          library.function<decltype(ncclGetErrorString)>("ncclGetErrorString"),
+          library.function<decltype(ncclGetUniqueId)>("ncclGetUniqueId"),
+          library.function<decltype(ncclCommInitRank)>("ncclCommInitRank"),
+          library.function<decltype(ncclCommGetAsyncError)>("ncclCommGetAsyncError"),
+          library.function<decltype(ncclCommDestroy)>("ncclCommDestroy"),
+          library.function<decltype(ncclCommAbort)>("ncclCommAbort"),
+          library.function<decltype(ncclAllReduce)>("ncclAllReduce")};
+}
+
 NcclLibrary load() {
-  NcclLibrary loaded;
   try {
-    const SharedLibrary library("libnccl.so.2");
-    NcclFunctions& functions = loaded.functions;
-    library.get(functions.get_version, "ncclGetVersion");
-    library.get(functions.get_error_string, "ncclGetErrorString");
-    library.get(functions.get_unique_id, "ncclGetUniqueId");
-    library.get(functions.comm_init_rank, "ncclCommInitRank");
-    library.get(functions.comm_get_async_error, "ncclCommGetAsyncError");
-    library.get(functions.comm_destroy, "ncclCommDestroy");
-    library.get(functions.comm_abort, "ncclCommAbort");
-    library.get(functions.all_reduce, "ncclAllReduce");
-    loaded.status.version = nccl_version_text(functions);
-  } catch (const std::exception& error) {
-    loaded = {{}, {{}, error.what()}};
+    // Never closed: NCCL's threads may outlive main.
+    static const auto* const library = new SharedLibrary(library_candidates("libnccl.so.2", cuda_library_folders()));
+    const NcclFunctions functions = functions_of(*library);
+    return {functions, {nccl_version_text(functions), {}}};
+  } catch (const SharedLibraryError& error) {
+    return {{}, {{}, std::string("libnccl.so.2: ") + error.what()}};
+  } catch (const DeviceError& error) {
+    return {{}, {{}, error.what()}};
   }
-  return loaded;
 }
 
 }  // namespace

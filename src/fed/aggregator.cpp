@@ -77,12 +77,34 @@ AggregationGroup::AggregationGroup(const Communicator& world, int index, std::sp
                                                            : std::nullopt);
 }
 
+void AggregationGroup::use_route(Aggregation wanted, const RankDevice& own, const std::string& needs_host,
+                                 Backend& backend) {
+  device_sum_.reset();
+  nccl_.reset();
+  route_ = choose_route(wanted, gather_devices(communicator_, own), needs_host);
+  if (route_.place == SumPlace::host) return;
+  if (route_.place == SumPlace::all_devices) nccl_ = std::make_unique<NcclCommunicator>(communicator_, backend);
+  device_sum_ = std::make_unique<DeviceSum>(backend, blocks_, nccl_.get());
+}
+
+AggregationGroup::Peaks AggregationGroup::look_at(std::span<Contribution> own) const {
+  if (!device_sum_) {
+    for (Contribution& c : own) c.finite = c.finite && all_finite(c.values);
+    return {};
+  }
+  std::vector<SumTerm> terms;
+  for (const Contribution& c : own) terms.push_back({c.on_device, c.values});
+  Peaks peaks = device_sum_->peaks(terms);
+  for (std::size_t i = 0; i < own.size(); ++i) own[i].finite = own[i].finite && all_finite(peaks[i]);
+  return peaks;
+}
+
 Reduced AggregationGroup::average(std::span<Contribution> own, std::span<float> average) const {
   check(average.size() == blocks_.back(), "average: another size than the shared span");
+  const Peaks peaks = look_at(own);
   // Weights are numbers of pairs: whole, so their sum is exact in any order.
   std::int64_t totals[3] = {0, 0, 0};
-  for (Contribution& c : own) {
-    c.finite = c.finite && all_finite(c.values);
+  for (const Contribution& c : own) {
     totals[0] += c.finite ? 1 : 0;
     totals[1] += c.finite ? static_cast<std::int64_t>(c.weight) : 0;
     totals[2] += c.finite ? 0 : 1;
@@ -90,22 +112,36 @@ Reduced AggregationGroup::average(std::span<Contribution> own, std::span<float> 
   communicator_.sum(std::span<std::int64_t>(totals));
   const Reduced reduced{static_cast<int>(totals[0]), static_cast<int>(totals[2])};
   if (reduced.num_finite == 0) return reduced;
-  const auto share = [&](const Contribution& c) { return c.weight / static_cast<double>(totals[1]); };
+  std::vector<SumTerm> terms;
+  Peaks peaks_of_terms;
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    const Contribution& c = own[i];
+    if (!c.finite) continue;
+    terms.push_back({c.on_device, c.values, c.weight / static_cast<double>(totals[1])});
+    if (device_sum_) peaks_of_terms.push_back(peaks[i]);
+  }
+  if (!device_sum_) {
+    sum_on_host(terms, reduced.num_finite, average);
+  } else if (reduction_ == Reduction::fast) {
+    device_sum_->fast(terms, average);
+  } else {
+    device_sum_->exact(communicator_, terms, peaks_of_terms, reduced.num_finite, average);
+  }
+  return reduced;
+}
+
+void AggregationGroup::sum_on_host(std::span<const SumTerm> terms, int num_terms, std::span<float> average) const {
   if (reduction_ == Reduction::fast) {
     FastSum sum(average.size());
-    for (const Contribution& c : own)
-      if (c.finite) sum.add(c.values, share(c));
+    for (const SumTerm& term : terms) sum.add(term.host, term.weight);
     sum.reduce(communicator_, average);
-    return reduced;
+    return;
   }
-  ExactSum sum(blocks_, reduced.num_finite);
-  for (const Contribution& c : own)
-    if (c.finite) check(sum.observe(c.values, share(c)), "a contribution stopped being finite");
+  ExactSum sum(blocks_, num_terms);
+  for (const SumTerm& term : terms) check(sum.observe(term.host, term.weight), "a contribution stopped being finite");
   sum.agree(communicator_);
-  for (const Contribution& c : own)
-    if (c.finite) sum.add(c.values, share(c));
+  for (const SumTerm& term : terms) sum.add(term.host, term.weight);
   sum.reduce(communicator_, average);
-  return reduced;
 }
 
 }  // namespace fedpdpo

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "fedpdpo/core/finite.hpp"
 #include "fedpdpo/core/log.hpp"
@@ -54,36 +55,79 @@ void Federation::distribute(const AggregationGroup& group) {
   for (int client : group.clients()) {
     HostedClient* hosted = clients_.find(client);
     if (!hosted) continue;
-    clients_.set_shared(*hosted, group.server.values);
+    clients_.set_shared(*hosted, group.server.values, server_on_device_.at(group.index()).view());
     if (personalization_ && round_ > 0)
       personalization_->after_exchange(local_step(hosted->state, clients_.buffers().values(hosted->state), View{}));
   }
 }
 
+/// Whether this round somebody looks at single clients' results, or changes them, on the host.
+bool Federation::needs_results_on_host() const {
+  const auto sums_on_device = [](const auto& group) { return !group || group->sums_on_device(); };
+  return !std::all_of(groups_.begin(), groups_.end(), sums_on_device) || !sums_on_device(everyone_) ||
+         !needs_host_sums(in_.options).empty() || finds_groups() || records_aggregation_error() ||
+         in_.method.moves_backbone();
+}
+
 /// y_i of the hosted participants as the server gets them, and what sending them took.
 std::vector<Federation::Result> Federation::collect_results() {
-  const RunOptions& o = in_.options;
+  const bool on_host = needs_results_on_host(), changed = !needs_host_sums(in_.options).empty();
+  const std::size_t size = layout_.shared_size();
+  const Tensor work(in_.backend, 2, static_cast<std::int64_t>(size));
   std::vector<Result> results;
   for (int number : present_) {
     HostedClient& client = *clients_.find(number);
-    Result& result = results.emplace_back(Result{&client, std::vector<float>(layout_.shared_size())});
-    clients_.get_shared(client, result.values);
-    if (!all_finite(result.values)) client.state.sums.finite = false;
-    const std::vector<float>& x = group_of(number)->server.values;
-    client.update = {4 * result.values.size(), 0, 0};
-    if (o.compression.kind != Compression::none) {
-      const View memory = local_step(client.state, View{}, View{}).client_array("compression.memory");
-      std::vector<float> host(result.values.size());
-      in_.backend.copy_to_host(host.data(), memory.data, host.size() * sizeof(float));
-      const Compressed sent = compress_update(o.compression, layout_.shared_blocks(), x, result.values, host);
-      in_.backend.copy_to_device(memory.data, host.data(), host.size() * sizeof(float));
-      client.update.bytes = sent.bytes;
-      client.update.compression_error = sent.error;
-      if (!sent.finite) client.state.sums.finite = false;
+    Result& result = results.emplace_back(Result{&client, {}, clients_.shared_on_device(client)});
+    if (on_host || !result.on_device.data) {
+      result.values.resize(size);
+      clients_.get_shared(client, result.values);
     }
-    client.update.norm = clip_update(x, result.values, o.privacy.clip);
+    client.update = {4 * size, 0, 0};
+    if (changed) {
+      compress_and_clip(result);
+    } else {
+      measure_update(result, work.view());
+    }
   }
   return results;
+}
+
+/// Changes a result on the host, whereupon only that counts.
+void Federation::compress_and_clip(Result& result) {
+  const RunOptions& o = in_.options;
+  HostedClient& client = *result.client;
+  result.on_device = {};
+  if (!all_finite(result.values)) client.state.sums.finite = false;
+  const std::vector<float>& x = group_of(client.state.client)->server.values;
+  if (o.compression.kind != Compression::none) {
+    const View memory = local_step(client.state, View{}, View{}).client_array("compression.memory");
+    std::vector<float> host(result.values.size());
+    in_.backend.copy_to_host(host.data(), memory.data, host.size() * sizeof(float));
+    const Compressed sent = compress_update(o.compression, layout_.shared_blocks(), x, result.values, host);
+    in_.backend.copy_to_device(memory.data, host.data(), host.size() * sizeof(float));
+    client.update.bytes = sent.bytes;
+    client.update.compression_error = sent.error;
+    if (!sent.finite) client.state.sums.finite = false;
+  }
+  client.update.norm = clip_update(x, result.values, o.privacy.clip);
+}
+
+/// ||y - x|| and whether y is finite, by the backend wherever y lies: the record does not depend on the place.
+void Federation::measure_update(const Result& result, View work) {
+  HostedClient& client = *result.client;
+  const View difference = work.row_range(0, 1), staged = work.row_range(1, 2);
+  ConstView y = result.on_device;
+  if (!y.data) {
+    in_.backend.copy_to_device(staged.data, result.values.data(), result.values.size() * sizeof(float));
+    y = staged;
+  }
+  const ConstView x = server_on_device_.at(group_of(client.state.client)->index()).view();
+  in_.backend.axpy(1.0f, y, difference, Write::overwrite);
+  in_.backend.axpy(-1.0f, x, difference, Write::accumulate);
+  client.update.norm = std::sqrt(in_.backend.squared_norm(difference));
+  // A difference may be beyond float where y is not.
+  if (!std::isfinite(client.update.norm) && !std::isfinite(in_.backend.squared_norm(y)))
+    client.state.sums.finite = false;
 }
 
 /// The results of a group's clients (of all clients for nullptr). Under differential privacy all count alike.
@@ -95,7 +139,8 @@ std::vector<Contribution> Federation::contributions(const AggregationGroup* grou
     double weight = static_cast<double>(result.client->data.of(Split::train).size());
     if (in_.method.data_scope() == DataScope::pooled) weight = static_cast<double>(pool_.size());
     if (in_.options.privacy.clip > 0) weight = 1;
-    own.push_back({number, weight, result.values, result.client->state.sums.finite, result.client->state.lora_weight});
+    own.push_back({number, weight, result.values, result.client->state.sums.finite, result.client->state.lora_weight,
+                   result.on_device});
   }
   return own;
 }
@@ -114,7 +159,10 @@ std::vector<float> Federation::average_common(std::span<Result> results) {
   if (!everyone_) return {};
   std::vector<Contribution> own = contributions(nullptr, results);
   std::vector<float> average(everyone_->size());
-  for (Contribution& c : own) c.values = c.values.first(average.size());
+  for (Contribution& c : own) {
+    if (!c.values.empty()) c.values = c.values.first(average.size());
+    if (c.on_device.data) c.on_device = c.on_device.columns(0, static_cast<std::int64_t>(average.size()));
+  }
   return everyone_->average(own, average).num_finite > 0 ? average : std::vector<float>{};
 }
 
@@ -186,9 +234,11 @@ std::map<std::string, std::vector<float>> Federation::average_payloads(const Agg
     for (const Contribution& c : own) {
       if (!c.finite) continue;
       const View array = clients_.find(c.client)->state.method_state.at(name).view();
-      arrays.emplace_back(static_cast<std::size_t>(array.size()));
+      terms.push_back({c.client, 1.0, {}, true, 1, array});
+      arrays.emplace_back();
+      if (group.sums_on_device()) continue;
+      arrays.back().resize(static_cast<std::size_t>(array.size()));
       in_.backend.copy_to_host(arrays.back().data(), array.data, arrays.back().size() * sizeof(float));
-      terms.push_back({c.client, 1.0, {}, true});
     }
     for (std::size_t i = 0; i < terms.size(); ++i) terms[i].values = arrays[i];
     means[name].resize(layout_.shared_size());

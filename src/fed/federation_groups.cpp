@@ -119,13 +119,15 @@ void Federation::form_groups(std::vector<int> assignment) {
     if (auto group = make(index, clients, layout_.shared_blocks())) groups_.push_back(std::move(group));
   }
   everyone_.reset();
-  if (in_.method.common_groups().empty() || clients_of_group.size() == 1) return;
-  std::size_t common = 0;
-  for (Group group : in_.method.common_groups()) common = std::max(common, layout_.range(group).end);
-  std::vector<std::size_t> blocks = layout_.shared_blocks();
-  std::erase_if(blocks, [&](std::size_t offset) { return offset > common; });
-  std::sort(everybody.begin(), everybody.end());
-  everyone_ = make(static_cast<int>(clients_of_group.size()), std::move(everybody), std::move(blocks));
+  if (!in_.method.common_groups().empty() && clients_of_group.size() > 1) {
+    std::size_t common = 0;
+    for (Group group : in_.method.common_groups()) common = std::max(common, layout_.range(group).end);
+    std::vector<std::size_t> blocks = layout_.shared_blocks();
+    std::erase_if(blocks, [&](std::size_t offset) { return offset > common; });
+    std::sort(everybody.begin(), everybody.end());
+    everyone_ = make(static_cast<int>(clients_of_group.size()), std::move(everybody), std::move(blocks));
+  }
+  choose_routes();
 }
 
 /// Every group's server state on every rank; collective.
@@ -157,11 +159,16 @@ void Federation::regroup(std::vector<int> assignment) {
   log_info(fmt::format("round {}: aggregation groups{}", round_, text));
 }
 
-/// The groups that this round's results ask for; nullopt where groups are fixed.
-std::optional<std::vector<int>> Federation::wanted_groups(std::span<const Result> results) {
+/// Whether this round's results are grouped anew.
+bool Federation::finds_groups() const {
   const RunOptions& o = in_.options;
   const bool first = o.groups == GroupKind::clusters && o.cluster_labels.empty() && round_ == 1;
-  if (!first && o.groups != GroupKind::agreement) return std::nullopt;
+  return first || o.groups == GroupKind::agreement;
+}
+
+/// The groups that this round's results ask for; nullopt where groups are fixed.
+std::optional<std::vector<int>> Federation::wanted_groups(std::span<const Result> results) {
+  if (!finds_groups()) return std::nullopt;
   return cluster_updates(results);
 }
 

@@ -64,6 +64,7 @@ void Federation::record(RunFile* run_file) {
     if (history_) history_->at(std::string("/timings/") + phase).row(static_cast<std::size_t>(round_))[0] = seconds;
   }
   if (!run_file) return;
+  run_file->write_environment({{"aggregation", routes_}});
   run_file->write_history(*history_);
   run_file->flush();
   report_progress();

@@ -77,6 +77,21 @@ void HostedClients::set_shared(const HostedClient& client, std::span<const float
   backend_.copy_to_device(buffers_.values(client.state).data, values.data(), values.size_bytes());
 }
 
+void HostedClients::set_shared(const HostedClient& client, std::span<const float> values, ConstView on_device) {
+  const auto size = static_cast<std::int64_t>(layout_.shared_size());
+  if (client.rank > 0 || !shared_on_device(client).data) {
+    set_shared(client, values);
+  } else if (size > 0) {
+    backend_.copy(on_device, buffers_.values(client.state).columns(0, size));
+  }
+}
+
+ConstView HostedClients::shared_on_device(const HostedClient& client) const {
+  const auto size = static_cast<std::int64_t>(layout_.shared_size());
+  if (client.state.slot < 0 || size == 0) return {};
+  return buffers_.values(client.state).columns(0, size);
+}
+
 void HostedClients::save(CheckpointWriter& writer) const {
   const std::size_t size = layout_.size();
   std::vector<float> values(size), first(size), second(size);

@@ -60,6 +60,7 @@ void describe_federation(const RunOptions& options, Description& out) {
   out.word("reduce", reduction_names, options.reduce);
   out.word("reduce-route", reduction_route_names, options.reduce_route);
   out.number("ranks-per-node", options.ranks_per_node);
+  out.word("aggregation", aggregation_names, options.aggregation);
   out.number("prox-mu", options.prox_mu);
   out.number("server-lr", options.server_lr);
   out.number("server-momentum", options.server_momentum);

@@ -60,6 +60,7 @@ const std::vector<OptionCase>& option_cases() {
       {"reduce", "fast", "fast", {}},
       {"reduce-route", "hierarchical", "hierarchical", {}},
       {"ranks-per-node", "2", "2", {"--reduce-route", "hierarchical"}},
+      {"aggregation", "host", "host", {}},
       {"prox-mu", "0.125", "0.125", {"--method", "fedprox"}},
       {"server-lr", "0.25", "0.25", {"--method", "fedavgm"}},
       {"server-momentum", "0.75", "0.75", {"--method", "fedadagrad"}},

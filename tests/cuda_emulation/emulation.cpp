@@ -45,7 +45,12 @@ namespace {
 }
 
 Order order = Order::forward;
-int device_count = 1;
+int devices_at_start() {
+  const char* text = std::getenv("FEDPDPO_EMULATED_DEVICES");
+  return text == nullptr ? 1 : std::atoi(text);
+}
+
+int device_count = devices_at_start(), taken_device = 0;
 std::size_t device_memory = std::size_t{1} << 30;
 bool lost = false;
 Counts counted;
@@ -288,6 +293,7 @@ void run_block() {
 
 void set_order(Order wanted) { order = wanted; }
 void set_device_count(int count) { device_count = count; }
+int current_device() { return taken_device; }
 void set_device_memory(std::size_t bytes) { device_memory = bytes; }
 void lose_device(bool is_lost) { lost = is_lost; }
 Counts counts() {
@@ -398,20 +404,22 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = device_count;
   return device_count > 0 ? cudaSuccess : cudaErrorInsufficientDriver;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device < 0 || device >= device_count) return cudaErrorInvalidDevice;
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  if (index < 0 || index >= device_count) return cudaErrorInvalidDevice;
   *properties = {};
-  std::snprintf(properties->name, sizeof properties->name, "emulated device %d", device);
+  std::snprintf(properties->name, sizeof properties->name, "emulated device %d", index);
   properties->totalGlobalMem = device_memory;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
-  if (device < 0 || device >= device_count) return cudaErrorInvalidDevice;
-  std::snprintf(text, static_cast<std::size_t>(length), "0000:%02x:00.0", 0x10 + device);
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int index) {
+  if (index < 0 || index >= device_count) return cudaErrorInvalidDevice;
+  std::snprintf(text, static_cast<std::size_t>(length), "0000:%02x:00.0", 0x10 + index);
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) {
-  return device >= 0 && device < device_count ? cudaSuccess : cudaErrorInvalidDevice;
+cudaError_t cudaSetDevice(int wanted) {
+  if (wanted < 0 || wanted >= device_count) return cudaErrorInvalidDevice;
+  taken_device = wanted;
+  return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *free = device_memory - memory.in_use();

@@ -9,7 +9,8 @@ namespace emulation {
 enum class Order { forward, backward };
 void set_order(Order order);
 
-/// Without devices, cudaGetDeviceCount fails as it does where there is no driver.
+/// Without devices, cudaGetDeviceCount fails as it does where there is no driver. At the start one, or as many as the
+/// environment variable FEDPDPO_EMULATED_DEVICES says.
 void set_device_count(int count);
 /// Allocations beyond this fail.
 void set_device_memory(std::size_t bytes);
@@ -17,6 +18,18 @@ void set_device_memory(std::size_t bytes);
 void set_gemm_support(bool supported);
 /// The next kernel launches fail as they do once a kernel has crashed; cuts the work given so far.
 void lose_device(bool lost);
+/// The device that cudaSetDevice took last.
+int current_device();
+
+/// sound; refuses: every call fails; remote_error: calls succeed, but another rank is lost.
+enum class NcclState { sound, refuses, remote_error };
+void set_nccl_state(NcclState state);
+/// What NCCL did so far in this process.
+struct NcclCounts {
+  int sums = 0, aborts = 0;
+  int communicators = 0;  ///< that there are now
+};
+NcclCounts nccl_counts();
 
 /// Calls so far, to see what the steady state does.
 struct Counts {

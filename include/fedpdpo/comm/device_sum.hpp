@@ -11,8 +11,9 @@
 
 namespace fedpdpo {
 
-struct DeviceTerm {
-  ConstView values;             ///< (1, n) f32 in the backend's memory; without data where it is not there,
+/// One client's part of a sum.
+struct SumTerm {
+  ConstView on_device;          ///< (1, n) f32 in the backend's memory; without data where it is not there,
   std::span<const float> host;  ///< and then here
   double weight = 0;
 };
@@ -24,16 +25,16 @@ class DeviceSum {
 
   /// The largest magnitude of every block of every term (terms, blocks), infinite or NaN if a value is not finite;
   /// waits for the device.
-  std::vector<std::vector<float>> peaks(std::span<const DeviceTerm> terms);
+  std::vector<std::vector<float>> peaks(std::span<const SumTerm> terms);
   /// Collective over the group. `peaks` are those of the terms and finite; `num_terms` counts over all ranks.
-  void exact(const Communicator& group, std::span<const DeviceTerm> terms, std::span<const std::vector<float>> peaks,
+  void exact(const Communicator& group, std::span<const SumTerm> terms, std::span<const std::vector<float>> peaks,
              int num_terms, std::span<float> result);
   /// Collective over the group: in float, in any order.
-  void fast(std::span<const DeviceTerm> terms, std::span<float> result);
+  void fast(std::span<const SumTerm> terms, std::span<float> result);
 
  private:
   std::int64_t size() const { return static_cast<std::int64_t>(blocks_.back()); }
-  ConstView on_device(const DeviceTerm& term);
+  ConstView on_device(const SumTerm& term);
   /// Collective: the ranks' sums, in place.
   void reduce(View sums);
   void to_host(ConstView values, std::span<float> result);

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "fedpdpo/comm/communicator.hpp"
+#include "fedpdpo/comm/device_sum.hpp"
 #include "fedpdpo/data/placement.hpp"
+#include "fedpdpo/fed/aggregation_route.hpp"
 #include "fedpdpo/fed/method.hpp"
 #include "fedpdpo/fed/options.hpp"
 #include "fedpdpo/train/client_state.hpp"
@@ -29,9 +31,10 @@ std::vector<int> draw_poisson(std::span<const int> clients, double probability, 
 struct Contribution {
   int client = 0;
   double weight = 0;              ///< n_i, its train pairs
-  std::span<const float> values;  ///< y_i over the shared span, on the host
+  std::span<const float> values;  ///< y_i over the shared span, on the host; may be empty where it is on the device
   bool finite = true;             ///< false: left out
   float lora_weight = 1;          ///< its LoRA's scale over the layout's
+  ConstView on_device = {};       ///< the same (1, n) in the backend's memory; without data where it is not there
 };
 
 /// What a reduction did.
@@ -58,18 +61,32 @@ class AggregationGroup {
   std::span<const int> clients() const { return clients_; }
   std::size_t size() const { return blocks_.back(); }
   const Communicator& communicator() const { return communicator_; }
+  /// Collective over the group. Where its sums are made from now on (host until then), see choose_route(); the backend
+  /// outlives the group. DeviceError where NCCL fails.
+  void use_route(Aggregation wanted, const RankDevice& own, const std::string& needs_host, Backend& backend);
+  const AggregationRoute& route() const { return route_; }
+  bool sums_on_device() const { return device_sum_ != nullptr; }
   /// sum p_i y_i over the finite contributions of all its ranks, p_i = n_i / sum n; collective over the group. With no
-  /// finite contribution `average` is left as it is.
+  /// finite contribution `average` is left as it is. Contributions are on the host, or with sums_on_device() on either.
   Reduced average(std::span<Contribution> own, std::span<float> average) const;
 
   ServerState server;
 
  private:
+  using Peaks = std::vector<std::vector<float>>;
+
+  /// Marks what is not finite; the peaks of all contributions where they are on the device.
+  Peaks look_at(std::span<Contribution> own) const;
+  void sum_on_host(std::span<const SumTerm> terms, int num_terms, std::span<float> average) const;
+
   int index_;
   std::vector<int> clients_;
   std::vector<std::size_t> blocks_;
   Reduction reduction_;
   Communicator communicator_;
+  AggregationRoute route_{SumPlace::host, "not chosen"};
+  std::unique_ptr<NcclCommunicator> nccl_;  // where all_devices
+  std::unique_ptr<DeviceSum> device_sum_;   // null on the host
 };
 
 }  // namespace fedpdpo

@@ -51,7 +51,9 @@ class Federation {
   /// A hosted participant's result of the round, as the server gets it.
   struct Result {
     HostedClient* client;
-    std::vector<float> values;  // y_i, compressed and clipped where options ask for it
+    std::vector<float>
+        values;           // y_i, compressed and clipped where options ask for it; empty where nobody needs it here
+    ConstView on_device;  // y_i; without data where it was changed on the host, or the client is not there
   };
 
   bool is_evaluated(int round) const;
@@ -68,8 +70,12 @@ class Federation {
   void form_groups(std::vector<int> assignment);
   void regroup(std::vector<int> assignment);
   std::vector<ServerState> server_states();
+  bool finds_groups() const;
   std::optional<std::vector<int>> wanted_groups(std::span<const Result> results);
   std::vector<int> cluster_updates(std::span<const Result> results);
+
+  // routes of sums (federation_routes.cpp)
+  void choose_routes();
 
   bool train_locally();
   bool train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan);
@@ -93,6 +99,9 @@ class Federation {
   // exchange (federation_exchange.cpp)
   void exchange();
   std::vector<Result> collect_results();
+  bool needs_results_on_host() const;
+  void compress_and_clip(Result& result);
+  void measure_update(const Result& result, View work);
   bool records_aggregation_error() const;
   void average_group(AggregationGroup& group, std::span<Result> results, std::span<const float> common);
   std::vector<float> average_common(std::span<Result> results);
@@ -131,6 +140,7 @@ class Federation {
   std::map<int, MovedBackbone> backbones_;                 // by group index, where the method moves them
   std::map<int, Tensor> server_on_device_;                 // by group index
   std::map<int, std::map<std::string, Tensor>> server_state_on_device_;
+  std::string routes_;                                                    // of the groups' sums, as run.h5 records it
   std::vector<ClientPair> pool_;                                          // centralized: the pooled train pairs
   std::map<int, std::vector<double>> aggregation_error_;                  // by group index, on the group's rank 0
   std::map<int, Evaluation> last_test_;                                   // by client

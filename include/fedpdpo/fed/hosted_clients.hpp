@@ -44,6 +44,10 @@ class HostedClients {
   /// Copies the shared span to and from the host; a client with a rank of its own takes so much of it.
   void get_shared(const HostedClient& client, std::span<float> values) const;
   void set_shared(const HostedClient& client, std::span<const float> values);
+  /// The same where the backend's memory holds these values, too (1, shared_size): no copy from the host is needed.
+  void set_shared(const HostedClient& client, std::span<const float> values, ConstView on_device);
+  /// The shared span in the backend's memory (1, shared_size); without data where the client is not there.
+  ConstView shared_on_device(const HostedClient& client) const;
 
   void save(CheckpointWriter& writer) const;
   void load(const CheckpointReader& reader);

@@ -31,6 +31,8 @@ inline constexpr std::array<NamedValue<Reduction>, 2> reduction_names{
     {{Reduction::exact, "exact"}, {Reduction::fast, "fast"}}};
 inline constexpr std::array<NamedValue<ReductionRoute>, 2> reduction_route_names{
     {{ReductionRoute::flat, "flat"}, {ReductionRoute::hierarchical, "hierarchical"}}};
+inline constexpr std::array<NamedValue<Aggregation>, 3> aggregation_names{
+    {{Aggregation::automatic, "auto"}, {Aggregation::host, "host"}, {Aggregation::nccl, "nccl"}}};
 inline constexpr std::array<NamedValue<HeadKind>, 3> head_kind_names{
     {{HeadKind::full, "full"}, {HeadKind::lowrank, "lowrank"}, {HeadKind::frozen, "frozen"}}};
 inline constexpr std::array<NamedValue<BottleneckKind>, 2> bottleneck_kind_names{

@@ -25,6 +25,7 @@ enum class GroupKind : std::uint8_t {
 };
 enum class Reduction : std::uint8_t { exact, fast };
 enum class ReductionRoute : std::uint8_t { flat, hierarchical };
+enum class Aggregation : std::uint8_t { automatic, host, nccl };
 enum class Precision : std::uint8_t { fp32, bf16 };
 enum class Resume : std::uint8_t { none, automatic };
 
@@ -45,6 +46,7 @@ struct RunOptions {
   double agreement_errors = 3;      ///< agreement: GroupingRule::errors
   Reduction reduce = Reduction::exact;
   ReductionRoute reduce_route = ReductionRoute::flat;
+  Aggregation aggregation = Aggregation::automatic;
   int ranks_per_node = 0;        ///< hierarchical: so many consecutive ranks are a node; 0: as MPI sees the nodes
   double prox_mu = 0.01;         ///< fedprox
   double server_lr = 1;          ///< fedavgm, fedadagrad, fedyogi, fedadam: eta
