@@ -55,7 +55,8 @@ void Federation::distribute(const AggregationGroup& group) {
   for (int client : group.clients()) {
     HostedClient* hosted = clients_.find(client);
     if (!hosted) continue;
-    clients_.set_shared(*hosted, group.server.values, server_on_device_.at(group.index()).view());
+    if (layout_.shared_size() > 0)
+      clients_.set_shared(*hosted, group.server.values, server_on_device_.at(group.index()).view());
     if (personalization_ && round_ > 0)
       personalization_->after_exchange(local_step(hosted->state, clients_.buffers().values(hosted->state), View{}));
   }
@@ -83,11 +84,8 @@ std::vector<Federation::Result> Federation::collect_results() {
       clients_.get_shared(client, result.values);
     }
     client.update = {4 * size, 0, 0};
-    if (changed) {
-      compress_and_clip(result);
-    } else {
-      measure_update(result, work.view());
-    }
+    measure_update(result, work.view());
+    if (changed) compress_and_clip(result);
   }
   return results;
 }
@@ -97,7 +95,6 @@ void Federation::compress_and_clip(Result& result) {
   const RunOptions& o = in_.options;
   HostedClient& client = *result.client;
   result.on_device = {};
-  if (!all_finite(result.values)) client.state.sums.finite = false;
   const std::vector<float>& x = group_of(client.state.client)->server.values;
   if (o.compression.kind != Compression::none) {
     const View memory = local_step(client.state, View{}, View{}).client_array("compression.memory");
@@ -109,7 +106,8 @@ void Federation::compress_and_clip(Result& result) {
     client.update.compression_error = sent.error;
     if (!sent.finite) client.state.sums.finite = false;
   }
-  client.update.norm = clip_update(x, result.values, o.privacy.clip);
+  const double norm = clip_update(x, result.values, o.privacy.clip);
+  if (o.compression.kind != Compression::none) client.update.norm = norm;  // of what is sent
 }
 
 /// ||y - x|| and whether y is finite, by the backend wherever y lies: the record does not depend on the place.

@@ -81,7 +81,7 @@ void HostedClients::set_shared(const HostedClient& client, std::span<const float
   const auto size = static_cast<std::int64_t>(layout_.shared_size());
   if (client.rank > 0 || !shared_on_device(client).data) {
     set_shared(client, values);
-  } else if (size > 0) {
+  } else {
     backend_.copy(on_device, buffers_.values(client.state).columns(0, size));
   }
 }
