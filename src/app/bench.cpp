@@ -1,13 +1,14 @@
-// fedpdpo bench: a training step at a model's shape, against the rate of plain matrix products measured in the same
-// run, interleaved, medians.
+// fedpdpo bench: training steps of many clients at a model's shape, against the rate of matrix products measured in
+// between; every number of clients with every number of pairs is a line.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstdio>
 
-#include "commands.hpp"
-#include "fedpdpo/core/error.hpp"
+#include "bench_report.hpp"
+#include "fedpdpo/io/file.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -15,18 +16,11 @@ namespace {
 std::array<int, 3> parse_tokens(const std::string& text) {
   std::array<int, 3> lengths{};
   const char* at = text.data();
-  const char* const end = text.data() + text.size();
-  for (std::size_t i = 0; i < lengths.size(); ++i) {
-    const auto [next, error] = std::from_chars(at, end, lengths[i]);
-    const bool separated = i + 1 < lengths.size() ? next < end && *next == '/' : next == end;
-    if (error != std::errc() || lengths[i] < 1 || !separated)
-      throw InputError("", "--tokens", "PROMPT/CHOSEN/REJECTED, e.g. 128/128/128", text);
-    at = next + 1;
-  }
-  return lengths;
+  for (int& length : lengths) at = std::from_chars(at, text.data() + text.size(), length).ptr + 1;
+  return lengths;  // the command line has checked it
 }
 
-/// Random pairs of the given lengths, as one client's data.
+/// Random pairs of the given lengths.
 PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int count) {
   PairFile file;
   file.domain = "bench";
@@ -40,6 +34,12 @@ PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int 
       for (int t = 0; t < lengths[p]; ++t)
         parts[p]->tokens.push_back(
             static_cast<std::uint32_t>(stream.below(static_cast<std::uint64_t>(config.vocab_size))));
+      // Nothing in common, so that every pair has the same rows.
+      if (p == 2) {
+        std::uint32_t& first = parts[2]->tokens[parts[2]->tokens.size() - static_cast<std::size_t>(lengths[2])];
+        const std::uint32_t chosen = parts[1]->tokens[parts[1]->tokens.size() - static_cast<std::size_t>(lengths[1])];
+        if (first == chosen) first = (first + 1) % static_cast<std::uint32_t>(config.vocab_size);
+      }
       parts[p]->offsets.push_back(parts[p]->tokens.size());
     }
     file.label.push_back(0);
@@ -50,83 +50,94 @@ PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int 
   return join_pair_files(std::move(files));
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+/// The backbone in the backend's memory, with what private heads start from on the host.
+struct BenchBackbone {
+  std::shared_ptr<void> memory, host;
+  Weights weights;
+};
+
+BenchBackbone make_backbone(Backend& backend, const RunOptions& options, const ModelConfig& config) {
+  const DType dtype = weight_type(options);
+  const std::size_t bytes = weight_bytes(config, dtype);
+  const bool on_host = backend.computes_on_host_memory();
+  const auto on_the_host = [](std::size_t size) { return make_cpu_backend({})->allocate(size); };
+  BenchBackbone b;
+  if (options.model.empty() || on_host) b.memory = backend.allocate(bytes);
+  if (options.model.empty()) {
+    b.weights = random_weights(backend, config, dtype, 1, static_cast<std::byte*>(b.memory.get()));
+    if (on_host) return b;
+    HeadWeights& head = b.weights.head;
+    const std::size_t head_bytes = static_cast<std::size_t>(head.size()) * dtype_size(dtype);
+    b.host = on_the_host(head_bytes);
+    backend.copy_to_host(b.host.get(), head.data, head_bytes);
+    head.host = b.host.get();
+    return b;
+  }
+  if (!on_host) b.host = on_the_host(bytes);
+  auto* const memory = static_cast<std::byte*>((on_host ? b.memory : b.host).get());
+  load_weights(ModelFolder(options.model), dtype, memory);
+  b.weights = place_weights(backend, config, dtype, memory, on_host ? b.host : b.memory);
+  return b;
 }
 
 }  // namespace
 
 int bench_command(const Communicator& world, const CommandLine& line) {
   if (world.size() != 1) throw InputError("", "mpirun -n", "1 rank for bench", std::to_string(world.size()));
-  using Clock = std::chrono::steady_clock;
   const RunOptions& o = line.run;
-  const std::array<int, 3> lengths = parse_tokens(line.bench.tokens);
+  const BenchOptions& bench = line.bench;
   const bool named = o.model.empty();
-  ModelConfig config = named ? named_shape(line.bench.shape) : read_model_config(o.model);
-  const DType dtype = weight_type(o);
-  const std::unique_ptr<Backend> backend = make_backend(world, o);
-  const NodeBuffer memory(world.node(), weight_bytes(config, dtype));
-  std::byte* bytes = memory.bytes().data();
-  if (named) {
-    random_weights(config, dtype, 1, bytes);
-  } else {
-    load_weights(ModelFolder(o.model), dtype, bytes);
-  }
-  std::shared_ptr<void> device_memory;
-  const Weights weights = place_weights(*backend, config, dtype, bytes, device_memory);
+  if (!bench.json.empty()) require_writable(bench.json, "--json");
+  const ModelConfig config = named ? named_shape(bench.shape) : read_model_config(o.model);
   const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
   const ParameterLayout layout(config, o.adapter, method->shared_groups());
-  const PairSet pairs = random_pairs(config, lengths, line.bench.pairs);
+  const auto begin = std::chrono::steady_clock::now();
+  const std::unique_ptr<Backend> backend = make_backend(world, o);
+  const BenchBackbone backbone = make_backbone(*backend, o, config);
+  const int most = *std::max_element(bench.clients.begin(), bench.clients.end()) *
+                   *std::max_element(bench.pairs.begin(), bench.pairs.end());
+  const PairSet pairs = random_pairs(config, parse_tokens(bench.tokens), most);
+  std::vector<float> start(layout.size());
+  layout.initialize(1, 0, backbone.weights.head, start);
 
-  Policy policy(*backend, config, weights, layout);
-  ClientBuffers buffers(*backend, layout, 1);
-  ClientState state;
-  ClientData data;
-  std::vector<PairToPack> to_pack;
-  for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(line.bench.pairs); ++i) {
-    data.pairs[0].push_back({{{0, i}, false}, -100, -100});
-    to_pack.push_back({{0, i}, false});
-  }
-  std::vector<float> values(layout.size());
-  layout.initialize(1, 0, weights.head, values);
-  backend->copy_to_device(buffers.values(state).data, values.data(), values.size() * sizeof(float));
-  TrainerOptions options{o.loss, o.optimizer, line.bench.pairs, o.micro_rows, 1, 1, o.graphs};
-  LocalTrainer trainer(*backend, pairs, layout, policy, buffers, options, 1);
-  const Member member{&state, &data, data.of(Split::train)};
-  std::vector<Group> trainable;
-  for (int g = 0; g < num_groups; ++g)
-    if (layout.has(static_cast<Group>(g))) trainable.push_back(static_cast<Group>(g));
+  const bool on_host = backend->computes_on_host_memory();
+  const std::int64_t side = bench.ceiling > 0 ? bench.ceiling : (on_host ? 1024 : 8192);
+  // A device rounds the activations in a pass of its own: with more columns it is a small part of the product.
+  const std::int64_t columns = !on_host && o.precision == Precision::bf16 ? 8 * side : side;
+  ProductRate ceiling = ProductRate::of_large(*backend, weight_type(o), side, columns, side);
+  backend->synchronize();
+  const double setup = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
-  PackedBatch batch;
-  const MemberPairs all{0, to_pack};
-  pack(pairs, std::span(&all, 1), policy.packing(), batch);
-  const Operations operations = count_operations(config, layout, batch);
-  std::vector<double> seconds, rates;
-  trainer.step(std::span(&member, 1), 1, trainable, {});
-  for (int i = 0; i < line.bench.repeats; ++i) {
-    rates.push_back(measure_product_rate(*backend, config, weights, std::min(512, batch.num_rows()), 0.3));
-    const auto start = Clock::now();
-    trainer.step(std::span(&member, 1), 1, trainable, {});
-    backend->synchronize();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  const double step = median(seconds), rate = median(rates);
-  const double tokens = static_cast<double>(line.bench.pairs) * (lengths[0] + lengths[1] + lengths[2]);
-  fmt::print("{} {} on {}, {} thread{}, {}\n", o.method, named ? line.bench.shape : o.model.filename().string(),
-             backend->description(), o.threads, o.threads == 1 ? "" : "s",
-             o.precision == Precision::bf16 ? "bf16" : "fp32");
-  fmt::print(
-      "step          {} pair{} of {} tokens (the prompt once), forward, backward and AdamW: {:.3f} s (median of {})\n",
-      line.bench.pairs, line.bench.pairs == 1 ? "" : "s", line.bench.tokens, step, line.bench.repeats);
-  fmt::print("tokens        {:.1f} tokens/s, {:.3f} pairs/s\n", tokens / step, line.bench.pairs / step);
-  fmt::print("arithmetic    {:.1f} GFLOP a step ({:.1f} forward, {:.1f} backward), {:.1f} GFLOP/s\n",
-             operations.total() / 1e9, operations.forward / 1e9, operations.backward / 1e9,
-             operations.total() / step / 1e9);
-  fmt::print("products      {:.1f} GFLOP/s for the layers' own matrix products alone, measured in between\n",
-             rate / 1e9);
-  fmt::print("share         {:.1f} % of the products' rate\n", 100 * operations.total() / step / rate);
+  PackedBatch pair;
+  const PairToPack first{{0, 0}, false};
+  const MemberPairs alone{0, std::span(&first, 1)};
+  pack(pairs, std::span(&alone, 1), {.keep_last_rows = layout.has(Group::reward), .share_prefix = true}, pair);
+  const std::string type = o.precision == Precision::bf16 ? "bf16" : "fp32";
+  const BenchFacts facts{line,
+                         config,
+                         layout,
+                         *backend,
+                         named ? bench.shape + " (random weights)" : o.model.filename().string(),
+                         fmt::format("a {} product of {} x {} x {}", type, side, columns, side),
+                         pair.num_rows(),
+                         pair.num_targets(),
+                         setup};
+  fmt::print("{}", bench_heading(facts));
+
+  const BenchSetting setting{*backend, config, backbone.weights, layout, line, pairs, start};
+  std::vector<BenchResult> results;
+  double best_rate = 0;
+  for (int per_client : bench.pairs)
+    for (int clients : bench.clients) {
+      BenchResult& result = results.emplace_back(run_bench_case(setting, clients, per_client, ceiling, best_rate));
+      if (!result.seconds.empty()) best_rate = std::max(best_rate, result.rate());
+      fmt::print("{}{}", bench_line(result), result.profile.empty() ? "" : bench_profile(result));
+      std::fflush(stdout);
+      if (!bench.json.empty()) write_file_atomically(bench.json, bench_json(facts, results));
+    }
+  const bool none_fits =
+      std::all_of(results.begin(), results.end(), [](const BenchResult& r) { return r.does_not_fit; });
+  if (none_fits) throw std::runtime_error("bench: no combination fits; the last one " + results.back().left_out);
   return 0;
 }
 

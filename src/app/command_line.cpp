@@ -132,7 +132,7 @@ void resolve(CommandLine& line, const GivenByName& given) {
 }
 
 // Values that follow from others.
-void derive(CommandLine& line) {
+void derive(CommandLine& line, const GivenByName& given) {
   RunOptions& run = line.run;
   if (!run.adapter.reward_head) run.loss.lambda = run.loss.mu = 0;
   if (run.checkpoint_dir.empty() && !run.out.empty()) {
@@ -142,6 +142,8 @@ void derive(CommandLine& line) {
   }
   if (run.reference_cache.empty()) run.reference_cache = default_reference_cache();
   if (line.command == Command::bench && !run.model.empty()) line.bench.shape.clear();
+  line.bench.cohort_given = given.contains("cohort");
+  line.bench.micro_rows_given = given.contains("micro-rows");
 }
 
 bool asks_for_help(const std::string& word) { return word == "--help" || word == "-h"; }
@@ -182,7 +184,7 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   add_config(given);
   resolve(line, given);
   check_consistency(line, given);
-  derive(line);
+  derive(line, given);
   return line;
 }
 

@@ -60,8 +60,9 @@ std::map<std::string, std::string> default_texts() {
   const BenchOptions bench;
   texts["shape"] = bench.shape;
   texts["tokens"] = bench.tokens;
-  texts["pairs"] = std::to_string(bench.pairs);
+  texts["pairs"] = std::to_string(bench.pairs.front());
   texts["repeats"] = std::to_string(bench.repeats);
+  texts["warmup"] = std::to_string(bench.warmup);
   return texts;
 }
 

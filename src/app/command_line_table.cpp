@@ -43,6 +43,15 @@ std::vector<int> integers(const Given& given, int least, int most) {
   return values;
 }
 
+void set_clients(Line& line, const Given& given) {
+  constexpr int most = 1'000'000;
+  if (line.command == Command::bench) {
+    line.bench.clients = integers(given, 1, most);
+  } else {
+    line.run.partition.num_clients = integer(given, 1, most);
+  }
+}
+
 void set_data(Line& line, const Given& given) {
   for (const std::string& value : given.values) {
     if (std::find(line.run.data.begin(), line.run.data.end(), value) != line.run.data.end()) {
@@ -108,9 +117,8 @@ std::vector<OptionSpec> make_table() {
 
       {"method", "NAME", "federated method, see below", federation,
        [](Line& l, const Given& g) { l.run.method = method_names()[position(g, method_names())]; }},
-      {"clients", "N", "number of clients", federation,
-       [](Line& l, const Given& g) { l.run.partition.num_clients = integer(g, 1, 1'000'000); }, Arity::one,
-       "number of data files if several, else 10"},
+      {"clients", "N", "number of clients (bench: a list, each number with each of --pairs)", federation, set_clients,
+       Arity::one, "number of data files if several, else 10; bench: 1"},
       {"partition", "KIND", "how pairs go to clients: dirichlet (skewed categories), iid, quantity (skewed sizes)",
        federation,
        [](Line& l, const Given& g) { l.run.partition.kind = choice(g, partition_kind_names); }},
@@ -297,8 +305,19 @@ std::vector<OptionSpec> make_table() {
       {"shape", "NAME", "a model shape with random weights, instead of --model", bench,
        [](Line& l, const Given& g) { l.bench.shape = g.value(); }},
       {"tokens", "P/C/R", "tokens of prompt, chosen and rejected response", bench, set_bench_tokens},
-      {"pairs", "N", "pairs a step", bench, [](Line& l, const Given& g) { l.bench.pairs = integer(g, 1); }},
+      {"pairs", "LIST", "pairs of a client in a step", bench,
+       [](Line& l, const Given& g) { l.bench.pairs = integers(g, 1, 1'000'000); }},
       {"repeats", "N", "timed repetitions", bench, [](Line& l, const Given& g) { l.bench.repeats = integer(g, 1); }},
+      {"warmup", "N", "steps before the first that is timed", bench,
+       [](Line& l, const Given& g) { l.bench.warmup = integer(g, 1); }},
+      {"most-seconds", "X", "time a combination's repetitions may take: fewer of them, or none where one step is expected "
+       "to take longer; 0: no limit", bench,
+       [](Line& l, const Given& g) { l.bench.most_seconds = real(g, not_negative); }},
+      {"ceiling", "N", "side of the large product that a step's rate is held against", bench,
+       [](Line& l, const Given& g) { l.bench.ceiling = integer(g, 16, 1 << 16); }, Arity::one, "8192 on a device, else 1024"},
+      {"json", "FILE", "write all figures there", bench, [](Line& l, const Given& g) { l.bench.json = g.value(); }},
+      {"profile", "", "seconds by operation, from one more step in which each is waited for", bench,
+       [](Line& l, const Given& g) { l.bench.profile = choice(g, switch_names); }, Arity::none},
   };
 }
 // clang-format on
@@ -325,7 +344,7 @@ bool accepts(Command command, const OptionSpec& option) {
     case Command::bench:
       return option.section == modules || option.section == loss || option.section == execution ||
              option.section == bench || option.name == "config" || option.name == "model" || option.name == "method" ||
-             option.name == "seed";
+             option.name == "seed" || option.name == "clients";
     default:
       return false;
   }

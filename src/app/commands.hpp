@@ -71,10 +71,6 @@ Operations count_operations(const ModelConfig& config, const ParameterLayout& la
 /// Operations of a batch.
 Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, const PackedBatch& batch);
 
-/// Measured rate of the backend's frozen products at the model's shapes, operations per second.
-double measure_product_rate(Backend& backend, const ModelConfig& config, const Weights& weights, std::int64_t rows,
-                            double seconds);
-
 /// What the run was made on: versions, hardware, placement.
 std::map<std::string, std::string> environment_facts(const Communicator& world, const Backend& backend,
                                                      const RunOptions& options, const Placement& placement);

@@ -143,39 +143,6 @@ Operations count_operations(const ModelConfig& config, const ParameterLayout& la
   return count_operations(config, layout, batch.num_rows(), batch.num_targets(), attended);
 }
 
-double measure_product_rate(Backend& backend, const ModelConfig& config, const Weights& weights, std::int64_t rows,
-                            double seconds) {
-  using Clock = std::chrono::steady_clock;
-  const std::int64_t widest =
-      std::max({config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim});
-  Tensor x(backend, rows, widest), y(backend, rows, std::max(config.up_width(), config.qkv_width()));
-  std::vector<float> numbers(static_cast<std::size_t>(rows * widest));
-  RandomStream stream({1, Purpose::bench, 0, 0, 1});
-  for (float& value : numbers) value = static_cast<float>(stream.uniform() - 0.5);
-  backend.copy_to_device(x.view().data, numbers.data(), numbers.size() * sizeof(float));
-  const LayerWeights& layer = weights.layers.front();
-  const auto sweep = [&] {
-    double operations = 0;
-    for (int b = 0; b < num_blocks; ++b) {
-      const auto [n, k] = config.block_shape(static_cast<Block>(b));
-      View in{x.view().data, rows, k, k, DType::f32}, out{y.view().data, rows, n, n, DType::f32};
-      backend.linear(in, layer.weight[static_cast<std::size_t>(b)], {}, out, Write::overwrite);
-      operations += 2.0 * static_cast<double>(rows * n * k);
-    }
-    backend.synchronize();
-    return operations;
-  };
-  sweep();
-  double operations = 0;
-  const auto start = Clock::now();
-  double passed = 0;
-  while (passed < seconds) {
-    operations += sweep();
-    passed = std::chrono::duration<double>(Clock::now() - start).count();
-  }
-  return operations / passed;
-}
-
 std::map<std::string, std::string> environment_facts(const Communicator& world, const Backend& backend,
                                                      const RunOptions& options, const Placement& placement) {
   char host[256] = "";

@@ -10,6 +10,7 @@
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/fed/compression.hpp"
 #include "fedpdpo/fed/moving_backbone.hpp"
+#include "product_rate.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -74,7 +75,7 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   const std::vector<double> costs = client_costs(input, o, *method);
   const Placement placement = place_clients(costs, world.size());
   Policy policy(*backend, config, backbone.weights, layout);
-  const double rate = measure_product_rate(*backend, config, backbone.weights, 256, 0.2);
+  const double rate = ProductRate::of_layer(*backend, backbone.weights, 256).measure(0.2);
   if (world.rank() != 0) return 0;
 
   const TypicalPair pair = typical_pair(input, policy.packing());

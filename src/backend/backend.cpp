@@ -3,7 +3,9 @@
 #include "fedpdpo/backend/backend.hpp"
 
 #include <cstdint>
+#include <algorithm>
 #include <source_location>
+#include <utility>
 
 #include "fedpdpo/core/error.hpp"
 
@@ -116,6 +118,17 @@ class Contract {
 };
 
 }  // namespace
+
+std::shared_ptr<void> Backend::allocate(std::size_t bytes) {
+  std::shared_ptr<void> memory = do_allocate(bytes);
+  allocated_->now += bytes;
+  allocated_->peak = std::max(allocated_->peak, allocated_->now);
+  void* const address = memory.get();
+  return {address, [memory = std::move(memory), counter = allocated_, bytes](void*) mutable {
+            memory.reset();
+            counter->now -= bytes;
+          }};
+}
 
 void Backend::fill(View y, float value) {
   Contract("fill").matrix(y, "y");

@@ -1,4 +1,4 @@
-// The backbone's memory: where each part lies, and filling it from a checkpoint or with random numbers.
+// The backbone's memory: where each part lies, and filling it from a checkpoint.
 #include "fedpdpo/model/weights.hpp"
 
 #include <fmt/format.h>
@@ -8,14 +8,13 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <numbers>
 #include <set>
 
 #include "family.hpp"
 #include "fedpdpo/core/error.hpp"
-#include "fedpdpo/core/random.hpp"
 #include "fedpdpo/io/file.hpp"
 #include "fedpdpo/io/json.hpp"
+#include "rotary_tables.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -111,31 +110,6 @@ void store(ConstView target, std::size_t index, float value) {
     static_cast<float*>(data)[index] = value;
   } else {
     static_cast<std::uint16_t*>(data)[index] = to_bf16(value);
-  }
-}
-
-/// transformers' rotary frequencies, with Llama 3's rescaling of the low ones.
-void fill_rotary_tables(const ModelConfig& c, const Weights& w) {
-  const std::int64_t half = c.rotary_dim / 2;
-  for (std::int64_t i = 0; i < half; ++i) {
-    double frequency = std::pow(c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.rotary_dim));
-    const RopeScaling& s = c.rope_scaling;
-    if (s.factor != 1) {
-      const double wavelength = 2 * std::numbers::pi / frequency;
-      const auto original = static_cast<double>(s.original_positions);
-      if (wavelength > original / s.low_frequency_factor) {
-        frequency /= s.factor;
-      } else if (wavelength > original / s.high_frequency_factor) {
-        const double smooth =
-            (original / wavelength - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor);
-        frequency = (1 - smooth) * frequency / s.factor + smooth * frequency;
-      }
-    }
-    for (std::int64_t p = 0; p < c.table_positions(); ++p) {
-      const auto at = static_cast<std::size_t>(p * half + i);
-      store(w.cos, at, static_cast<float>(std::cos(static_cast<double>(p) * frequency)));
-      store(w.sin, at, static_cast<float>(std::sin(static_cast<double>(p) * frequency)));
-    }
   }
 }
 
@@ -301,36 +275,11 @@ void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory) {
   loader.copy_vector(names.final_norm + ".weight", w.final_norm);
   if (c.norm == NormKind::layer) loader.copy_vector(names.final_norm + ".bias", w.final_norm_bias);
   if (!c.tied_head) loader.copy(names.head + ".weight", w.head, 0, c.vocab_size, false, false, false);
-  if (w.cos.rows > 0) fill_rotary_tables(c, w);
-}
-
-void random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed, std::byte* memory) {
-  const Weights w = view_weights(config, dtype, memory);
-  std::uint32_t part = 0;
-  const auto fill = [&](ConstView view, double mean, double bound) {
-    // A quarter million numbers, repeated: the bench needs values of the right size, not independent ones.
-    RandomStream stream({seed, Purpose::bench, 0, 0, part++});
-    std::vector<float> numbers(std::min<std::size_t>(static_cast<std::size_t>(view.size()), 262139));
-    for (float& x : numbers) x = static_cast<float>(mean + bound * (2 * stream.uniform() - 1));
-    for (std::size_t i = 0; i < static_cast<std::size_t>(view.size()); ++i) store(view, i, numbers[i % numbers.size()]);
-  };
-  const auto matrix = [&](ConstView view) { fill(view, 0, std::sqrt(3.0 / static_cast<double>(view.cols))); };
-  matrix(w.embedding);
-  if (w.position_embedding.rows > 0) fill(w.position_embedding, 0, 0.02);
-  for (const LayerWeights& l : w.layers) {
-    fill(l.attention_norm, 1, 0.1);
-    fill(l.mlp_norm, 1, 0.1);
-    if (l.attention_norm_bias.cols > 0) fill(l.attention_norm_bias, 0, 0.1);
-    if (l.mlp_norm_bias.cols > 0) fill(l.mlp_norm_bias, 0, 0.1);
-    for (std::size_t b = 0; b < num_blocks; ++b) {
-      matrix(l.weight[b]);
-      if (l.bias[b].cols > 0) fill(l.bias[b], 0, 0.1);
-    }
+  if (w.cos.rows > 0) {
+    const RotaryTables tables = rotary_tables(c);
+    std::memcpy(const_cast<void*>(w.cos.data), tables.cos.data(), tables.cos.size() * sizeof(float));
+    std::memcpy(const_cast<void*>(w.sin.data), tables.sin.data(), tables.sin.size() * sizeof(float));
   }
-  fill(w.final_norm, 1, 0.1);
-  if (w.final_norm_bias.cols > 0) fill(w.final_norm_bias, 0, 0.1);
-  if (!config.tied_head) matrix(w.head);
-  if (w.cos.rows > 0) fill_rotary_tables(config, w);
 }
 
 }  // namespace fedpdpo

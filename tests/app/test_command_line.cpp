@@ -297,17 +297,6 @@ TEST(CommandLine, InspectTakesPaths) {
   EXPECT_EQ(parse_command_line({"inspect", "run.h5", "models/m"}).inspect_paths, (Words{"run.h5", "models/m"}));
 }
 
-TEST(CommandLine, Bench) {
-  const CommandLine line = parse_command_line(
-      {"bench", "--shape", "tiny", "--tokens", "1/22/333", "--pairs", "3", "--repeats", "4", "--lora-rank", "2"});
-  EXPECT_EQ(line.bench.shape, "tiny");
-  EXPECT_EQ(line.bench.tokens, "1/22/333");
-  EXPECT_EQ(line.bench.pairs, 3);
-  EXPECT_EQ(line.bench.repeats, 4);
-  EXPECT_EQ(line.run.adapter.lora_rank, 2);
-  EXPECT_EQ(parse_command_line({"bench", "--model", "m"}).bench.shape, "");
-}
-
 TEST(CommandLine, TextIsQuotedForAShell) {
   EXPECT_EQ(parse_command_line({"inspect", "a b", "it's", "x=1"}).text, "fedpdpo inspect 'a b' 'it'\\''s' x=1");
 }
@@ -333,6 +322,8 @@ TEST(CommandLine, MistakesAreNamed) {
       {{"bench", "--rounds", "3"}, "--rounds: unknown option of `bench`"},
       {{"bench", "--tokens", "1/2"}, "--tokens: expected PROMPT/CHOSEN/REJECTED, three integers >= 1, found 1/2"},
       {{"bench", "--tokens", "1/2/3/4"}, "found 1/2/3/4"},
+      {{"bench", "--clients", "1,0"}, "--clients: expected"},
+      {{"bench", "--pairs", "1,,2"}, "--pairs: expected"},
       {{"bench", "--tokens", "1/0/3"}, "found 1/0/3"},
       {{"bench", "--shape", "s", "--model", "m"}, "--shape: needs no --model, found --model m"},
       {run_with({"--lr-sharde", "1"}), "--lr-sharde: unknown option of `run` (did you mean --lr-shared?)"},

@@ -55,6 +55,16 @@ TEST_F(EmulatedDevice, OutOfMemoryIsOneLine) {
   EXPECT_EQ(backend->squared_norm(small.view()), 64);
 }
 
+TEST_F(EmulatedDevice, MemoryThatTheStreamStillGivesBackIsWaitedFor) {
+  const auto backend = make_cuda_backend({});
+  emulation::set_device_memory(std::size_t{160} << 20);
+  for (int i = 0; i < 3; ++i) Tensor(*backend, 1, 16 << 20);
+  EXPECT_EQ(backend->allocated().now, 0u);
+  EXPECT_EQ(backend->allocated().peak, std::size_t{64} << 20);
+  EXPECT_THROW(Tensor(*backend, 1, 64 << 20), OutOfDeviceMemory);
+  EXPECT_EQ(backend->allocated().now, 0u);
+}
+
 TEST_F(EmulatedDevice, ALostDeviceIsOneLine) {
   const auto backend = make_cuda_backend({});
   Tensor x(*backend, 4, 4);

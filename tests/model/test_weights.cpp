@@ -261,10 +261,11 @@ TEST(ModelFolder, MustBeAFolder) {
 }
 
 TEST(RandomWeights, FillEveryPartAndFollowTheSeed) {
+  const std::unique_ptr<Backend> backend = make_cpu_backend({});
   const ModelConfig config = read_model_config(golden_folder("tiny_gpt2"));
   const auto fill = [&](std::uint64_t seed) {
     std::vector<float> memory(weight_bytes(config, DType::f32) / 4, std::nanf(""));
-    random_weights(config, DType::f32, seed, reinterpret_cast<std::byte*>(memory.data()));
+    random_weights(*backend, config, DType::f32, seed, reinterpret_cast<std::byte*>(memory.data()));
     return memory;
   };
   const std::vector<float> first = fill(1);
@@ -272,6 +273,27 @@ TEST(RandomWeights, FillEveryPartAndFollowTheSeed) {
   for (float x : first) ASSERT_TRUE(std::isfinite(x));
   EXPECT_EQ(first, fill(1));
   EXPECT_NE(first, fill(2));
+}
+
+TEST(RandomWeights, LargeMatricesRepeatWhatWasDrawn) {
+  const std::unique_ptr<Backend> backend = make_cpu_backend({});
+  constexpr std::int64_t rows = 1000, cols = 701, period = 262139;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Tensor matrix(*backend, rows, cols, dtype), widened(*backend, rows, cols);
+    fill_random(*backend, matrix.view(), {3, Purpose::bench, 0, 0, 0}, 2, 0.5);
+    backend->copy(matrix.view(), widened.view());
+    const float* numbers = widened.view().f32();
+    double sum = 0, squares = 0;
+    for (std::int64_t i = 0; i < rows * cols; ++i) {
+      ASSERT_GE(numbers[i], 1.5f);
+      ASSERT_LE(numbers[i], 2.5f);
+      if (i >= period) ASSERT_EQ(numbers[i], numbers[i - period]);
+      sum += numbers[i];
+      squares += (numbers[i] - 2) * (numbers[i] - 2);
+    }
+    EXPECT_NEAR(sum / (rows * cols), 2, 0.005);
+    EXPECT_NEAR(squares / (rows * cols), 0.25 / 3, 0.002);
+  }
 }
 
 }  // namespace

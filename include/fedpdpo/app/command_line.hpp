@@ -2,6 +2,7 @@
 // lines that name the nearest known option.
 #pragma once
 
+#include <filesystem>
 #include <iosfwd>
 #include <string>
 #include <string_view>
@@ -16,8 +17,15 @@ enum class Command { run, plan, partition, inspect, bench, help, version };
 struct BenchOptions {
   std::string shape = "smollm2-135m";  ///< a named shape with random weights, or empty with --model
   std::string tokens = "128/128/128";  ///< prompt/chosen/rejected
-  int pairs = 1;                       ///< a step
+  std::vector<int> clients = {1};      ///< that a step trains; every number with every number of pairs
+  std::vector<int> pairs = {1};        ///< of each client in a step
   int repeats = 5;
+  int warmup = 2;              ///< steps before the first that is timed
+  double most_seconds = 0;     ///< for the timed steps of a combination, 0: no limit
+  std::filesystem::path json;  ///< where all figures go; empty: nowhere
+  int ceiling = 0;             ///< side of the large product that a step is held against; 0: what fits the device
+  bool profile = false;        ///< a step more, with every operation timed
+  bool cohort_given = false, micro_rows_given = false;  ///< by the user; else a device takes what fits
 };
 
 struct CommandLine {
@@ -33,7 +41,8 @@ struct CommandLine {
 /// not matter), the method's defaults, RunOptions' defaults. InputError for every mistake: unknown option or subcommand
 /// (with the nearest known one), a value that does not parse or lies out of range (option, expected, found),
 /// contradictions between options. What follows from other options is filled in: the number of clients, checkpoint_dir,
-/// reference_cache, lambda = mu = 0 without a reward head, and an empty bench.shape where bench has --model.
+/// reference_cache, lambda = mu = 0 without a reward head, an empty bench.shape where bench has --model, and which of
+/// --cohort and --micro-rows were given.
 CommandLine parse_command_line(const std::vector<std::string>& arguments);
 
 /// The candidate with the least edit distance (Damerau-Levenshtein), empty if none is near.

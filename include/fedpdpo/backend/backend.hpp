@@ -70,6 +70,12 @@ class Recording {
   virtual ~Recording() = default;
 };
 
+/// Bytes given out by Backend::allocate, without what a backend keeps for itself.
+struct AllocatedBytes {
+  std::size_t now = 0;   ///< alive
+  std::size_t peak = 0;  ///< the most that were alive at once since the last reset_peak()
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -88,7 +94,9 @@ class Backend {
   virtual void* native_stream() const = 0;
 
   // --- memory
-  std::shared_ptr<void> allocate(std::size_t bytes) { return do_allocate(bytes); }
+  std::shared_ptr<void> allocate(std::size_t bytes);
+  AllocatedBytes allocated() const { return *allocated_; }
+  void reset_peak() { allocated_->peak = allocated_->now; }
   virtual void copy_to_device(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
   void fill(View y, float value);
@@ -263,6 +271,8 @@ class Backend {
   virtual void do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
                             View sums) = 0;
   virtual void do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) = 0;
+
+  std::shared_ptr<AllocatedBytes> allocated_ = std::make_shared<AllocatedBytes>();  // memory may outlive the backend
 };
 
 struct BackendOptions {

@@ -20,6 +20,12 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The device has not so much memory free. What was asked for was not given; the backend goes on.
+class OutOfDeviceMemory : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 struct CudaDevice {
   std::string name;
   std::size_t memory_bytes = 0;

@@ -69,7 +69,10 @@ Weights place_weights(Backend& backend, const ModelConfig& config, DType dtype, 
                       std::shared_ptr<void>& owner);
 /// Fills `memory` from the folder. InputError for a missing tensor, a wrong shape or a type that is not F32, BF16, F16.
 void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory);
-/// Fills `memory` with random weights of the config's shape (bench).
-void random_weights(const ModelConfig& config, DType dtype, std::uint64_t seed, std::byte* memory);
+/// Uniform numbers in mean +- bound, a quarter million of them repeated, into a contiguous matrix (f32 or bf16) in the
+/// backend's memory: of the right size rather than independent, and made where they lie.
+void fill_random(Backend& backend, View target, const StreamId& id, double mean, double bound);
+/// Random weights of the config's shape in weight_bytes of the backend's own memory (bench).
+Weights random_weights(Backend& backend, const ModelConfig& config, DType dtype, std::uint64_t seed, std::byte* memory);
 
 }  // namespace fedpdpo

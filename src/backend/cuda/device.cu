@@ -78,10 +78,9 @@ Device::Device(int index) {
   check_cuda(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, index), "cudaDeviceGetPCIBusId");
   identity_ = bus_id;
   // Memory that was given back stays with the process, rather than with the system at the next wait.
-  cudaMemPool_t pool = nullptr;
-  check_cuda(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  check_cuda(cudaDeviceGetDefaultMemPool(&pool_, index), "cudaDeviceGetDefaultMemPool");
   std::uint64_t threshold = UINT64_MAX;
-  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+  check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   staging_ = std::make_unique<Staging>(stream_);
 }
@@ -108,7 +107,15 @@ void Device::to_device(void* device, const void* host, std::size_t bytes) {
 void* Device::allocate(std::size_t bytes) {
   expect_no_capture("recorded work allocates");
   void* memory = nullptr;
-  const cudaError_t status = cudaMallocAsync(&memory, std::max<std::size_t>(bytes, 1), stream_);
+  const std::size_t wanted = std::max<std::size_t>(bytes, 1);
+  cudaError_t status = cudaMallocAsync(&memory, wanted, stream_);
+  if (status == cudaErrorMemoryAllocation) {
+    // What the pool keeps may be cut too small for this request: all that is free goes back to the system first.
+    (void)cudaGetLastError();
+    synchronize();
+    check_cuda(cudaMemPoolTrimTo(pool_, 0), "cudaMemPoolTrimTo");
+    status = cudaMallocAsync(&memory, wanted, stream_);
+  }
   if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     std::size_t free = 0, total = 0;

@@ -48,8 +48,10 @@ const char* meaning(cudaError_t status) {
 void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) [[likely]]
     return;
-  throw DeviceError(std::string("CUDA: ") + meaning(status) + ": " + call + ": " + cudaGetErrorName(status) + ", " +
-                    cudaGetErrorString(status));
+  const std::string line = std::string("CUDA: ") + meaning(status) + ": " + call + ": " + cudaGetErrorName(status) +
+                           ", " + cudaGetErrorString(status);
+  if (status == cudaErrorMemoryAllocation) throw OutOfDeviceMemory(line);
+  throw DeviceError(line);
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
@@ -59,7 +61,9 @@ void check_cublas(cublasStatus_t status, const char* call) {
                      : status == CUBLAS_STATUS_EXECUTION_FAILED ? "a kernel failed"
                      : status == CUBLAS_STATUS_NOT_INITIALIZED  ? "the device cannot be used"
                                                                 : "failed";
-  throw DeviceError(std::string("cuBLASLt: ") + what + ": " + call + ": " + cublas_lt().get_status_name(status));
+  const std::string line = std::string("cuBLASLt: ") + what + ": " + call + ": " + cublas_lt().get_status_name(status);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfDeviceMemory(line);
+  throw DeviceError(line);
 }
 
 }  // namespace fedpdpo::cuda

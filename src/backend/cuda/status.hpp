@@ -7,7 +7,7 @@
 
 namespace fedpdpo::cuda {
 
-/// DeviceError where `status` is a failure; `call` names what was asked for.
+/// DeviceError (OutOfDeviceMemory where it is that) where `status` is a failure; `call` names what was asked for.
 void check_cuda(cudaError_t status, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 

@@ -1,0 +1,24 @@
+// Where a step's time goes: a backend in front of another one that waits for every operation and adds up its seconds.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "fedpdpo/backend/backend.hpp"
+
+namespace fedpdpo {
+
+struct OperationTime {
+  double seconds = 0;
+  std::int64_t calls = 0;
+};
+/// By operation; frozen products by the shape of their weight, too: "linear 1536x576".
+using OperationTimes = std::map<std::string, OperationTime>;
+
+/// Hands everything to `inner`, whose memory it shares, and adds to `times`. Waiting for each operation leaves no gaps
+/// to hide anything in: the sum is more than an undisturbed step takes. Both must outlive it.
+std::unique_ptr<Backend> make_timed_backend(Backend& inner, OperationTimes& times);
+
+}  // namespace fedpdpo

@@ -1,0 +1,157 @@
+// Every operation, timed and handed on.
+#include "fedpdpo/backend/timed_backend.hpp"
+
+#include <chrono>
+
+namespace fedpdpo {
+namespace {
+
+using Members = std::span<const MemberRows>;
+
+std::string of_shape(const char* operation, ConstView w) {
+  return std::string(operation) + " " + std::to_string(w.rows) + "x" + std::to_string(w.cols);
+}
+
+class TimedBackend final : public Backend {
+ public:
+  TimedBackend(Backend& inner, OperationTimes& times) : inner_(inner), times_(times) {}
+
+  std::string name() const override { return inner_.name(); }
+  std::string description() const override { return inner_.description() + ", every operation timed"; }
+  bool computes_on_host_memory() const override { return inner_.computes_on_host_memory(); }
+  void copy_to_device(void* device, const void* host, std::size_t bytes) override {
+    timed("copy_to_device", [&] { inner_.copy_to_device(device, host, bytes); });
+  }
+  void copy_to_host(void* host, const void* device, std::size_t bytes) override {
+    timed("copy_to_host", [&] { inner_.copy_to_host(host, device, bytes); });
+  }
+  void synchronize() override { inner_.synchronize(); }
+
+ private:
+  template <class Work>
+  void timed(const std::string& operation, Work work) {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    work();
+    inner_.synchronize();
+    OperationTime& time = times_[operation];
+    time.seconds += std::chrono::duration<double>(Clock::now() - start).count();
+    time.calls += 1;
+  }
+
+  std::shared_ptr<void> do_allocate(std::size_t bytes) override { return inner_.allocate(bytes); }
+  void do_fill(View y, float value) override {
+    timed("fill", [&] { inner_.fill(y, value); });
+  }
+  void do_copy(ConstView x, View y) override {
+    timed("copy", [&] { inner_.copy(x, y); });
+  }
+  void do_embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y) override {
+    timed("embed", [&] { inner_.embed(tokens, positions, table, position_table, y); });
+  }
+  void do_rms_norm(ConstView x, ConstView w, float eps, View y) override {
+    timed("rms_norm", [&] { inner_.rms_norm(x, w, eps, y); });
+  }
+  void do_rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override {
+    timed("rms_norm_backward", [&] { inner_.rms_norm_backward(x, w, eps, d_y, d_x, mode); });
+  }
+  void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) override {
+    timed("layer_norm", [&] { inner_.layer_norm(x, w, b, eps, y); });
+  }
+  void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override {
+    timed("layer_norm_backward", [&] { inner_.layer_norm_backward(x, w, eps, d_y, d_x, mode); });
+  }
+  void do_axpy(float alpha, ConstView x, View y, Write mode) override {
+    timed("axpy", [&] { inner_.axpy(alpha, x, y, mode); });
+  }
+  void do_scale_rows(ConstView weights, View x) override {
+    timed("scale_rows", [&] { inner_.scale_rows(weights, x); });
+  }
+  void do_gather_rows(ConstView x, ConstView rows, View y) override {
+    timed("gather_rows", [&] { inner_.gather_rows(x, rows, y); });
+  }
+  void do_scatter_add_rows(ConstView x, ConstView rows, View y) override {
+    timed("scatter_add_rows", [&] { inner_.scatter_add_rows(x, rows, y); });
+  }
+  void do_linear(ConstView x, ConstView w, ConstView bias, View y, Write mode) override {
+    timed(of_shape("linear", w), [&] { inner_.linear(x, w, bias, y, mode); });
+  }
+  void do_linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) override {
+    timed(of_shape("linear_backward", w), [&] { inner_.linear_backward(d_y, w, d_x, mode); });
+  }
+  void do_grouped_matmul(Members members, Multiply how, float alpha, ConstView x, ConstClientMatrix p, View y,
+                         Write mode) override {
+    timed("grouped_matmul", [&] { inner_.grouped_matmul(members, how, alpha, x, p, y, mode); });
+  }
+  void do_grouped_outer(Members members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
+                        Write mode) override {
+    timed("grouped_outer", [&] { inner_.grouped_outer(members, alpha, d_y, x, d_p, mode); });
+  }
+  void do_grouped_add_bias(Members members, ConstClientMatrix b, View y) override {
+    timed("grouped_add_bias", [&] { inner_.grouped_add_bias(members, b, y); });
+  }
+  void do_grouped_column_sum(Members members, ConstView d_y, ClientMatrix d_b, Write mode) override {
+    timed("grouped_column_sum", [&] { inner_.grouped_column_sum(members, d_y, d_b, mode); });
+  }
+  void do_grouped_gate(Members members, ConstView h, ConstView a, ConstClientMatrix g, View z) override {
+    timed("grouped_gate", [&] { inner_.grouped_gate(members, h, a, g, z); });
+  }
+  void do_grouped_gate_backward(Members members, ConstView h, ConstView a, ConstClientMatrix g, ConstView d_z, View d_h,
+                                Write d_h_mode, View d_a, ClientMatrix d_g, Write d_g_mode) override {
+    timed("grouped_gate_backward",
+          [&] { inner_.grouped_gate_backward(members, h, a, g, d_z, d_h, d_h_mode, d_a, d_g, d_g_mode); });
+  }
+  void do_rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
+                 View x) override {
+    timed("rotate", [&] { inner_.rotate(positions, cos, sin, head_dim, direction, x); });
+  }
+  void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out,
+                    View lse) override {
+    timed("attention", [&] { inner_.attention(plan, shape, qkv, out, lse); });
+  }
+  void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
+                             ConstView lse, ConstView d_out, View d_qkv) override {
+    timed("attention_backward", [&] { inner_.attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv); });
+  }
+  void do_gated_activation(Activation kind, ConstView x, View y) override {
+    timed("gated_activation", [&] { inner_.gated_activation(kind, x, y); });
+  }
+  void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override {
+    timed("gated_activation_backward", [&] { inner_.gated_activation_backward(kind, x, d_y, d_x); });
+  }
+  void do_activation(Activation kind, ConstView x, View y) override {
+    timed("activation", [&] { inner_.activation(kind, x, y); });
+  }
+  void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override {
+    timed("activation_backward", [&] { inner_.activation_backward(kind, x, d_y, d_x); });
+  }
+  void do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) override {
+    timed("dropout", [&] { inner_.dropout(p, id, first_row, x, y, mode); });
+  }
+  void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) override {
+    timed("log_softmax", [&] { inner_.log_softmax(logits, targets, log_prob, lse); });
+  }
+  void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override {
+    timed("log_softmax_backward", [&] { inner_.log_softmax_backward(targets, lse, coefficient, logits); });
+  }
+  void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
+                View second_moment) override {
+    timed("adamw", [&] { inner_.adamw(options, values, gradients, first_moment, second_moment); });
+  }
+  double do_dot(ConstView x, ConstView y) override {
+    double result = 0;
+    timed("dot", [&] { result = inner_.dot(x, y); });
+    return result;
+  }
+
+  Backend& inner_;
+  OperationTimes& times_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_timed_backend(Backend& inner, OperationTimes& times) {
+  return std::make_unique<TimedBackend>(inner, times);
+}
+
+}  // namespace fedpdpo
