@@ -123,8 +123,17 @@ int bench_command(const Communicator& world, const CommandLine& line) {
                          pair.num_targets(),
                          setup};
   fmt::print("{}", bench_heading(facts));
+  std::fflush(stdout);
 
-  const BenchSetting setting{*backend, config, backbone.weights, layout, line, pairs, start};
+  const BenchSetting setting{*backend,
+                             config,
+                             backbone.weights,
+                             layout,
+                             line,
+                             pairs,
+                             start,
+                             pair.num_rows(),
+                             count_operations(config, layout, pair)};
   std::vector<BenchResult> results;
   double best_rate = 0;
   for (int per_client : bench.pairs)

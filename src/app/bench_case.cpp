@@ -31,10 +31,6 @@ double seconds_of(const std::function<void()>& work) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-PackingOptions packing_of(const BenchSetting& setting) {
-  return {.keep_last_rows = setting.layout.has(Group::reward), .share_prefix = true};  // Policy::packing
-}
-
 /// The clients of a combination and what trains them. A pass buffer that does not fit leaves the clients as they are.
 class Training {
  public:
@@ -85,33 +81,6 @@ class Training {
       if (!state.sums.finite) throw std::runtime_error("bench: a gradient is not finite");
   }
 
-  /// The passes of one step, packed as the trainer does.
-  template <class Visit>
-  void for_passes(const Passes& passes, Visit visit) const {
-    PackedBatch batch;
-    const PackingOptions packing = packing_of(setting_);
-    const auto cohort = static_cast<std::size_t>(passes.cohort);
-    for (std::size_t begin = 0; begin < members_.size(); begin += cohort) {
-      const std::size_t end = std::min(begin + cohort, members_.size());
-      const int rows_each = std::max(1, passes.micro_rows / static_cast<int>(end - begin));
-      std::vector<PairToPack> list;
-      for (const ClientPair& pair : data_[begin].of(Split::train)) list.push_back(pair.pair);
-      const std::vector<std::size_t> cuts = cut_by_rows(setting_.pairs, list, packing, rows_each);
-      for (std::size_t pass = 0; pass + 1 < cuts.size(); ++pass) {
-        std::vector<std::vector<PairToPack>> lists;
-        std::vector<MemberPairs> members;
-        for (std::size_t i = begin; i < end; ++i) {
-          lists.emplace_back();
-          for (std::size_t p = cuts[pass]; p < cuts[pass + 1]; ++p)
-            lists.back().push_back(data_[i].of(Split::train)[p].pair);
-        }
-        for (std::size_t i = begin; i < end; ++i) members.push_back({states_[i].slot, lists[i - begin]});
-        pack(setting_.pairs, members, packing, batch);
-        visit(std::as_const(batch));
-      }
-    }
-  }
-
  private:
   const BenchSetting& setting_;
   int num_pairs_;
@@ -132,7 +101,7 @@ Passes first_passes(const BenchSetting& setting, int clients, int micro_rows) {
   Passes passes{std::min(o.cohort, clients), o.micro_rows};
   if (setting.backend.computes_on_host_memory()) return passes;
   if (!bench.micro_rows_given) passes.micro_rows = micro_rows;
-  const int rows = packed_rows(setting.pairs.files[0], 0, packing_of(setting));
+  const int rows = setting.rows_of_pair;
   if (!bench.cohort_given) passes.cohort = std::clamp(passes.micro_rows / rows, 1, clients);
   return passes;
 }
@@ -141,11 +110,21 @@ Passes first_passes(const BenchSetting& setting, int clients, int micro_rows) {
 bool make_smaller(const BenchSetting& setting, int clients, Passes& passes) {
   const BenchOptions& bench = setting.line.bench;
   if (setting.backend.computes_on_host_memory() || bench.micro_rows_given) return false;
-  const int rows = packed_rows(setting.pairs.files[0], 0, packing_of(setting));
+  const int rows = setting.rows_of_pair;
   // A member has at least a pair in a pass.
   if (passes.micro_rows <= rows * (bench.cohort_given ? passes.cohort : 1)) return false;
   passes = first_passes(setting, clients, passes.micro_rows / 2);
   return true;
+}
+
+/// Rows of the largest pass, as LocalTrainer cuts them: the last cohort may be smaller, with more rows for each.
+int largest_pass(const BenchSetting& setting, const BenchResult& result) {
+  const auto rows = [&](int members) {
+    const int each = result.passes.micro_rows / members;
+    return members * std::clamp(each / setting.rows_of_pair, 1, result.pairs) * setting.rows_of_pair;
+  };
+  const int last = result.clients % result.passes.cohort;
+  return std::max(rows(result.passes.cohort), last > 0 ? rows(last) : 0);
 }
 
 void measure(const BenchSetting& setting, Training& training, ProductRate& ceiling, BenchResult& result) {
@@ -195,20 +174,30 @@ double BenchResult::share_of_layers() const { return rate() / median(layer_rates
 
 BenchResult run_bench_case(const BenchSetting& setting, int clients, int pairs, ProductRate& ceiling,
                            double best_rate) {
-  const double limit = setting.line.bench.most_seconds;
   BenchResult result;
-  const auto start_over = [&](const Passes& passes) {
-    const Passes taken = passes;
+  const auto start_over = [&](Passes passes) {
     result = {};
     result.clients = clients;
     result.pairs = pairs;
-    result.passes = taken;
+    result.passes = passes;
+    result.largest_pass = largest_pass(setting, result);
+    const double all = static_cast<double>(clients) * pairs;
+    result.operations = {setting.operations_of_pair.forward * all, setting.operations_of_pair.backward * all};
+    result.tokens = static_cast<double>(setting.pairs.files[0].num_tokens(0)) * all;
   };
   start_over(first_passes(setting, clients, most_device_rows));
+  const double limit = setting.line.bench.most_seconds;
+  const double expected = best_rate > 0 ? result.operations.total() / best_rate : 0;
+  if (limit > 0 && expected > limit) {
+    result.left_out = fmt::format("would take about {:.0f} s a step", std::ceil(expected));
+    return result;
+  }
   const auto does_not_fit = [&](const char* why) {
     setting.backend.synchronize();
-    if (make_smaller(setting, clients, result.passes)) return false;
-    start_over(result.passes);
+    Passes passes = result.passes;
+    const bool smaller = make_smaller(setting, clients, passes);
+    start_over(passes);
+    if (smaller) return false;
     result.left_out = fmt::format("does not fit: {}", why);
     result.does_not_fit = true;
     return true;
@@ -217,18 +206,6 @@ BenchResult run_bench_case(const BenchSetting& setting, int clients, int pairs, 
   while (true) {
     try {
       if (!training) training = std::make_unique<Training>(setting, clients, pairs);
-      start_over(result.passes);
-      training->for_passes(result.passes, [&](const PackedBatch& batch) {
-        const Operations here = count_operations(setting.config, setting.layout, batch);
-        result.operations.forward += here.forward;
-        result.operations.backward += here.backward;
-        result.largest_pass = std::max(result.largest_pass, batch.num_rows());
-      });
-      result.tokens = static_cast<double>(clients) * pairs * static_cast<double>(setting.pairs.files[0].num_tokens(0));
-      if (limit > 0 && best_rate > 0 && result.operations.total() / best_rate > limit) {
-        result.left_out = fmt::format("would take about {:.0f} s a step", result.operations.total() / best_rate);
-        return result;
-      }
       measure(setting, *training, ceiling, result);
       return result;
     } catch (const OutOfDeviceMemory& error) {

@@ -19,6 +19,8 @@ struct BenchSetting {
   const CommandLine& line;
   const PairSet& pairs;             ///< of one length, at least clients * pairs of every combination
   const std::vector<float>& start;  ///< of a client's trainables
+  int rows_of_pair;                 ///< packed
+  Operations operations_of_pair;
 };
 
 /// How a step of all clients is cut.

@@ -54,22 +54,18 @@ std::string comma_separated(const std::vector<int>& numbers) {
 std::string bench_heading(const BenchFacts& f) {
   const RunOptions& o = f.line.run;
   const BenchOptions& bench = f.line.bench;
-  const std::string threads = f.backend.computes_on_host_memory()
-                                  ? fmt::format(", {} thread{}", o.threads, o.threads == 1 ? "" : "s")
-                                  : std::string();
   return fmt::format(
-      "{} {} on {}{}, {}; {:.3f} M trainables a client\n"
+      "{} {} on {}, {}; {:.3f} M trainables a client\n"
       "pairs of {} tokens, {} packed rows and {} targets each; a step of a client: forward, backward, AdamW\n"
       "ceiling: {}; layers: their own products with a pass's rows; all measured in between, medians of up to {}\n"
       "{:>7} {:>6} {:>7} {:>6} {:>10} {:>10} {:>11} {:>10} {:>8} {:>8} {:>11}\n",
-      o.method, f.model, f.backend.description(), threads, o.precision == Precision::bf16 ? "bf16" : "fp32",
+      o.method, f.model, f.backend.description(), o.precision == Precision::bf16 ? "bf16" : "fp32",
       static_cast<double>(f.layout.size()) / 1e6, bench.tokens, f.rows, f.targets, f.ceiling, bench.repeats, "clients",
       "pairs", "cohort", "rows", "s/step", "pairs/s", "tokens/s", "TFLOP/s", "ceiling", "layers", "memory");
 }
 
 std::string bench_line(const BenchResult& r) {
-  const std::string what = fmt::format("{:>7} {:>6} {:>7} {:>6} ", r.clients, r.pairs, r.passes.cohort,
-                                       r.largest_pass > 0 ? fmt::format("{}", r.largest_pass) : "-");
+  const std::string what = fmt::format("{:>7} {:>6} {:>7} {:>6} ", r.clients, r.pairs, r.passes.cohort, r.largest_pass);
   if (r.seconds.empty()) return fmt::format("{}{}\n", what, r.left_out);
   const double tokens = r.tokens / r.step_seconds();
   return fmt::format("{}{:>10.5f} {:>10.3f} {:>11.1f} {:>10.4f} {:>6.1f} % {:>6.1f} % {:>11}\n", what, r.step_seconds(),

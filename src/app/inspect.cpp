@@ -52,6 +52,9 @@ void inspect_run(const std::filesystem::path& path, const Hdf5Reader& file) {
              config("clients"), config("rounds"), config("partition"), config("alpha"), config("flip-clients"),
              config("seed"));
   fmt::print("  {}\n", config("command_line"));
+  // All that is a function of options and input: equal for runs that computed the same, to the last bit.
+  constexpr std::string_view results[] = {"/rounds", "/clients", "/final"};
+  fmt::print("  results sha256 {}\n", file.content_hash(results));
   for (const char* split : split_names) {
     const std::string name = std::string("/rounds/") + split + "/after/accuracy";
     if (!file.exists(name)) continue;

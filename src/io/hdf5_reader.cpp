@@ -8,6 +8,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "digest.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/io/file.hpp"
 #include "fedpdpo/io/hdf5.hpp"
@@ -317,6 +318,37 @@ std::vector<std::string> Hdf5Reader::read_strings(std::string_view dataset) cons
   return read_texts(type, space, where, [&](hid_t memory, void* buffer) {
     return H5Dread(opened.get(), memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, buffer);
   });
+}
+
+std::string Hdf5Reader::content_hash(std::span<const std::string_view> groups) const {
+  Sha256 hash;
+  const auto add = [&](const auto& values) { hash.update(std::as_bytes(std::span(values))); };
+  const auto add_text = [&](const std::string& text) {
+    add(text);
+    add(std::string_view("\0", 1));
+  };
+  const auto add_object = [&](const auto& self, const std::string& name) -> void {
+    if (H5Iget_type(impl_->open(name).get()) == H5I_GROUP) {
+      for (const std::string& member : members(name)) self(self, name + "/" + member);
+      return;
+    }
+    const Place where = impl_->place(name);
+    const Type type(where.require(H5Dget_type(impl_->dataset(name).get())));
+    add_text(name);
+    add(shape(name));
+    if (H5Tget_class(type.get()) == H5T_STRING) {
+      for (const std::string& text : read_strings(name)) add_text(text);
+    } else if (H5Tget_class(type.get()) == H5T_FLOAT) {
+      add(read<double>(name));
+    } else if (number_type(type, where).is_signed) {
+      add(read<std::int64_t>(name));
+    } else {
+      add(read<std::uint64_t>(name));
+    }
+  };
+  for (std::string_view group : groups)
+    if (exists(group)) add_object(add_object, std::string(group));
+  return hash.finish();
 }
 
 template std::optional<std::string> Hdf5Reader::attribute(std::string_view, std::string_view) const;

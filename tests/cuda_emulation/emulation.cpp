@@ -51,7 +51,11 @@ int devices_at_start() {
 }
 
 int device_count = devices_at_start(), taken_device = 0;
-std::size_t device_memory = std::size_t{1} << 30;
+/// 1 GiB, or $EMULATED_DEVICE_MIB.
+std::size_t device_memory = [] {
+  const char* mebibytes = std::getenv("EMULATED_DEVICE_MIB");
+  return static_cast<std::size_t>(mebibytes == nullptr ? 1024 : std::strtoull(mebibytes, nullptr, 10)) << 20;
+}();
 bool lost = false;
 Counts counted;
 

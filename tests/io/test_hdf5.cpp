@@ -355,6 +355,30 @@ TEST(Hdf5Reader, WhatDoesNotExistIsAnError) {
   EXPECT_ANY_THROW(reader.read<std::int32_t>("/odd/external"));
 }
 
+TEST(Hdf5Reader, AContentHashIsOfNumbersAlone) {
+  const TemporaryFolder folder;
+  const auto hash = [&](std::vector<double> numbers, const std::string& name, const std::string& units,
+                        std::vector<std::uint64_t> shape) {
+    Hdf5Writer writer;
+    writer.write<double>("/a/b/" + name, numbers, shape, units, "numbers");
+    writer.write_strings("/a/names", std::vector<std::string>{"x", "y"}, "", "names");
+    writer.write<std::int32_t>("/other/i", std::vector<std::int32_t>{static_cast<std::int32_t>(numbers.size())},
+                               std::vector<std::uint64_t>{1}, "", "outside");
+    writer.save(folder / "a.h5");
+    constexpr std::string_view groups[] = {"/a", "/none"};
+    return Hdf5Reader(folder / "a.h5").content_hash(groups);
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::string first = hash({1, nan, 3, 4}, "x", "nat", {4});
+  EXPECT_EQ(first.size(), 64u);
+  EXPECT_EQ(hash({1, nan, 3, 4}, "x", "other units", {4}), first);
+  EXPECT_NE(hash({1, nan, 3, 4.0000000000000009}, "x", "nat", {4}), first);
+  EXPECT_NE(hash({1, nan, 3, 4}, "y", "nat", {4}), first);
+  EXPECT_NE(hash({1, nan, 3, 4}, "x", "nat", {2, 2}), first);
+  constexpr std::string_view outside[] = {"/other"};
+  EXPECT_NE(Hdf5Reader(folder / "a.h5").content_hash(outside), first);
+}
+
 TEST(Hdf5Reader, RefusesWhatIsNoHdf5) {
   const TemporaryFolder folder;
   EXPECT_INPUT_ERROR(Hdf5Reader(folder / "none.h5"), "none.h5: expected a readable file, found No such file");

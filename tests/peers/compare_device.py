@@ -24,7 +24,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peers import DTYPES, Clients, Peer, Reference, best_batch, free_memory, random_llama, run_bench
+from peers import DTYPES, Clients, Peer, Reference, best_batch, give_back_memory, random_llama, run_bench
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
@@ -84,7 +84,8 @@ class Comparison:
                 self.best[reference].append(self.best_pairs / seconds)
             if self.device.type == "cuda":
                 self.torch_ceiling = product_rate(self.device, DTYPES[self.options.precision])
-            free_memory(peer)
+            peer.optimizer.zero_grad(set_to_none=True)
+            give_back_memory()
             self.record(self.run_ours())
             if done + 1 < self.options.rounds and time.monotonic() + (time.monotonic() - start) > self.deadline:
                 print(f"no time for more than {done + 1} rounds", file=sys.stderr)
@@ -198,6 +199,8 @@ def main() -> None:
             failed = 1
             print(f"{shape}: {error}", file=sys.stderr, flush=True)
             continue
+        finally:
+            give_back_memory()
         print(comparison.table(), flush=True)
         reports.append(comparison.report())
         if options.json:

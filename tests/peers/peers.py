@@ -161,7 +161,8 @@ def best_batch(peer: Peer, most_pairs: int, seconds: float) -> tuple[int, dict[i
         except torch.OutOfMemoryError:
             break
         finally:
-            free_memory(peer)
+            peer.optimizer.zero_grad(set_to_none=True)
+            give_back_memory()
         if pairs > 1 and rates[pairs] < 1.03 * rates[pairs // 2]:
             break
         pairs *= 2
@@ -170,9 +171,8 @@ def best_batch(peer: Peer, most_pairs: int, seconds: float) -> tuple[int, dict[i
     return max(rates, key=rates.__getitem__), rates
 
 
-def free_memory(peer: Peer) -> None:
-    """Gives back what torch keeps, for the other side's turn."""
-    peer.optimizer.zero_grad(set_to_none=True)
+def give_back_memory() -> None:
+    """What torch keeps for later, for the other side's turn."""
     gc.collect()
-    if peer.device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

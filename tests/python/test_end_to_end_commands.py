@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -125,13 +126,69 @@ def test_inspect_of_nothing_known(space: Workspace) -> None:
         assert outcome.code == 2 and str(path) in line and "expected" in line and "found" in line
 
 
+def test_inspect_hashes_what_a_run_computed(space: Workspace) -> None:
+    one, two, other = (space.run(name, ranks=ranks, rounds=2, seed=seed)
+                       for name, ranks, seed in (("hash-one", 0, 1), ("hash-two", 2, 1), ("hash-other", 0, 2)))
+    hashes = re.findall(r"results sha256 ([0-9a-f]{64})", space.call("inspect", one, two, other).out)
+    assert len(hashes) == 3 and hashes[0] == hashes[1] != hashes[2]
+    with h5py.File(one, "r+") as file:
+        file["environment"].attrs["hostname"] = "elsewhere"
+    assert hashes[0] in space.call("inspect", one).out
+    with h5py.File(one, "r+") as file:
+        file["clients/train/loss"][2, 0] += 1e-9
+    assert hashes[0] not in space.call("inspect", one).out
+
+
 def test_bench_gives_rates_that_fit_together(space: Workspace) -> None:
-    outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--pairs", 3, "--repeats", 2)
+    path = space.folder / "bench.json"
+    outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--clients", "1,3", "--pairs", "2,4",
+                         "--repeats", 2, "--warmup", 1, "--ceiling", 64, "--micro-rows", 40, "--json", path)
     assert outcome.code == 0, outcome.err
-    tokens, pairs = number(r"([\d.]+) tokens/s", outcome.out), number(r"([\d.]+) pairs/s", outcome.out)
-    assert tokens > 0 and tokens / pairs == pytest.approx(8 + 6 + 5, rel=1e-3)
-    assert "3 pairs of 8/6/5 tokens" in outcome.out and "tiny_llama" in outcome.out
-    assert number(r"share +([\d.]+) % of the products' rate", outcome.out) > 0
+    lines = re.findall(r"^ +(\d+) +(\d+) +1 +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+ +([\d.]+) % +([\d.]+) %",
+                       outcome.out, re.MULTILINE)
+    assert [(int(line[0]), int(line[1])) for line in lines] == [(1, 2), (3, 2), (1, 4), (3, 4)]
+    assert all(line[2] == "38" for line in lines), "19 rows a pair, two pairs a pass"
+    assert "tiny_llama" in outcome.out and "8/6/5 tokens, 19 packed rows and 11 targets" in outcome.out
+    bench = json.loads(path.read_text())
+    assert bench["format"] == "fedpdpo-bench" and bench["device"] == "cpu" and bench["options"]["method"] == "fedpdpo"
+    assert bench["model"]["vocab_size"] == 96 and bench["model"]["num_layers"] == 2
+    assert bench["trainables"] == lora_size(LLAMA_LINEARS, 8) + 2 * 16 * 32 + 16 + 96 * 32 + 32 + 1
+    operations = [result["operations_forward"] + result["operations_backward"] for result in bench["results"]]
+    np.testing.assert_allclose(operations, operations[0] * np.array([1, 3, 2, 6]), rtol=1e-12)
+    for line, result in zip(lines, bench["results"]):
+        seconds, pairs, tokens, ceiling, layers = map(float, line[3:])
+        assert len(result["seconds"]) == 2 and result["seconds_median"] == pytest.approx(np.mean(result["seconds"]))
+        assert pairs == pytest.approx(int(line[0]) * int(line[1]) / result["seconds_median"], rel=1e-3)
+        assert seconds == pytest.approx(result["seconds_median"], rel=0.2) and tokens == pytest.approx(19 * pairs, rel=1e-3)
+        done = result["operations_forward"] + result["operations_backward"]
+        assert ceiling / 100 == pytest.approx(done / result["seconds_median"] / np.mean(result["ceiling_rates"]), abs=1e-3)
+        assert layers / 100 == pytest.approx(done / result["seconds_median"] / np.mean(result["layer_rates"]), abs=1e-3)
+        # A client has its values, two moments and a gradient; the backbone alone is more than this.
+        assert result["memory_bytes"] > 4 * bench["trainables"] * (3 * result["clients"] + 1)
+
+
+def test_bench_of_a_cohort_and_its_profile(space: Workspace) -> None:
+    path = space.folder / "cohort.json"
+    outcome = space.call("bench", "--model", LLAMA, "--method", "fedavg", "--tokens", "8/6/5", "--clients", "5",
+                         "--pairs", 2, "--cohort", 3, "--micro-rows", 1000, "--repeats", 1, "--warmup", 1, "--ceiling", 64,
+                         "--profile", "--json", path)
+    assert outcome.code == 0, outcome.err
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["cohort"] == 3 and result["rows_of_largest_pass"] == 3 * 2 * 17  # without the responses' last rows
+    calls = {operation: entry["calls"] for operation, entry in result["profile"].items()}
+    # Two cohorts, each one pass over two layers; the head's chunk, too.
+    assert calls["attention"] == calls["attention_backward"] == 2 * 2
+    assert calls["linear 64x32"] == calls["linear 32x48"] == 2 * 2 and calls["linear 96x32"] == 2 * 2 + 2
+    assert calls["adamw"] == 5 * 2
+    assert all(entry["seconds"] > 0 for entry in result["profile"].values())
+    assert re.search(r"grouped_outer +\d+ calls", outcome.out)
+
+
+def test_bench_leaves_out_what_would_take_too_long(space: Workspace) -> None:
+    outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--clients", "1,100000", "--repeats", 1,
+                         "--warmup", 1, "--ceiling", 64, "--most-seconds", 0.001)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^ +100000 +1 .* would take about \d+ s a step$", outcome.out, re.MULTILINE)
 
 
 def test_help_and_version(space: Workspace) -> None:

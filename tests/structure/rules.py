@@ -159,8 +159,20 @@ def operations_are_tested(root: Path) -> Iterator[str]:
             yield f"{header.relative_to(root)}: {name} is in no test of tests/backend"
 
 
+def operations_are_timed(root: Path) -> Iterator[str]:
+    """Every private virtual do_NAME of the Backend is handed on by the TimedBackend: a base's composition would be timed
+    in its place."""
+    header, timed = root / "include/fedpdpo/backend/backend.hpp", root / "src/backend/timed_backend.cpp"
+    if not header.is_file():
+        return
+    text = timed.read_text(encoding="utf-8") if timed.is_file() else ""
+    for name in re.findall(r"virtual [^;]*?\bdo_(\w+)\(", header.read_text(encoding="utf-8")):
+        if not re.search(rf"\binner_\.{name}\(", text):
+            yield f"{timed.relative_to(root)}: {name} is not handed on"
+
+
 RULES: tuple[Rule, ...] = (
     folders_are_known, includes_go_one_way, private_headers_stay_in_their_folder, libraries_stay_in_their_place,
     no_conditional_compilation, headers_have_pragma_once, files_are_not_too_long, files_say_what_they_are,
-    operations_are_tested,
+    operations_are_tested, operations_are_timed,
 )

@@ -35,6 +35,10 @@ SOUND = {
     "src/backend/cpu/rows.cpp":
         "// Rows.\n#undef HWY_TARGET_INCLUDE\n#include <hwy/foreach_target.h>\n#if HWY_ONCE\n#endif\n",
     "src/backend/cuda/kernels.cu": "// Kernels.\n#include <cublasLt.h>\n",
+    "include/fedpdpo/backend/backend.hpp":
+        "// Operations.\n#pragma once\nclass Backend { virtual void do_copy(float) = 0; };\n",
+    "src/backend/timed_backend.cpp": "// All, timed.\nvoid f() { inner_.copy(1); inner_.axpy(1); }\n",
+    "tests/backend/test_copy.cpp": "// Copies.\nvoid f() { backend->copy(1); }\n",
     "analysis/table.py": '#!/usr/bin/env python3\n"""Tables."""\n',
 }
 
@@ -71,6 +75,7 @@ PLANTED = [
     (rules.files_say_what_they_are, "tests/python/x.py", "import os\n"),
     (rules.operations_are_tested, "include/fedpdpo/backend/backend.hpp",
      "// Operations.\n#pragma once\nclass Backend { virtual void do_axpy(float) = 0; };\n"),
+    (rules.operations_are_timed, "src/backend/timed_backend.cpp", "// All, timed.\n"),
 ]
 
 

@@ -43,6 +43,9 @@ class Hdf5Reader {
   std::vector<T> read(std::string_view dataset) const;
   /// A one-dimensional dataset of strings.
   std::vector<std::string> read_strings(std::string_view dataset) const;
+  /// SHA-256 in lower-case hex over names, shapes and values of all datasets below those of the groups that exist: the
+  /// same for files that hold the same numbers, whatever their attributes and their layout on disk.
+  std::string content_hash(std::span<const std::string_view> groups) const;
 
  private:
   struct Impl;

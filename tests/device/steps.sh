@@ -1,0 +1,275 @@
+# shellcheck shell=bash disable=SC2054
+# The steps of tests/device_check.sh, each a function. Lines `note: ...` go into the summary. 0: passed, 77: not possible
+# here, anything else: failed.
+
+export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT:-1} OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}
+export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe:-1} PYTHONUNBUFFERED=1
+
+note() { echo "note: $*"; }
+
+find_programs() {
+  if [[ ! -d bundle && -f bundle.tar.gz ]]; then tar -xzf bundle.tar.gz; fi
+  local root=build tests=build/tests mpirun=mpirun
+  if [[ -x bundle/fedpdpo ]]; then root=bundle tests=bundle mpirun=$PWD/bundle/mpirun; fi
+  export DEVICE=${DEVICE:-cuda} TINY=${TINY:-} PYTHON=${PYTHON:-python3}
+  export PROGRAM=${PROGRAM:-$PWD/$root/fedpdpo} MPIRUN=${MPIRUN:-$mpirun}
+  export TEST_BACKEND=${TEST_BACKEND:-$PWD/$tests/test_backend} TEST_TRAIN=${TEST_TRAIN:-$PWD/$tests/test_train}
+  export OPERATIONS=${OPERATIONS:-*/cuda}
+}
+
+needs_file() {
+  [[ -x $1 ]] && return
+  note "not there: $1 (make -f Makefile.cluster bundle BUNDLE_TESTS=1, or a build)"
+  return 1
+}
+
+# gtest_run PROGRAM FILTER: some tests must have run; on a device none may have been skipped.
+gtest_run() {
+  local log=$CHECK_WORK/gtest.log code passed skipped
+  "$1" --gtest_filter="$2" > "$log" 2>&1
+  code=$?
+  cat "$log"
+  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log")
+  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log")
+  local failures
+  failures=$(grep -c '^\[  FAILED  \] .*(.* ms)$' "$log")
+  note "${passed:-0} passed, ${skipped:-0} skipped, $failures failed"
+  if [[ $code == 0 && ${passed:-0} == 0 && ${skipped:-0} -gt 0 && $DEVICE == cpu ]]; then return 77; fi
+  [[ $code == 0 && ${passed:-0} -gt 0 && ${skipped:-0} == 0 ]]
+}
+
+step_0() {
+  note "program: $("$PROGRAM" --version 2>&1 | head -n 1)"
+  note "device: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null || echo 'no nvidia-smi')"
+  nvidia-smi 2> /dev/null
+  nvcc --version 2> /dev/null | tail -n 2
+  [[ ! -x bundle/bin/fedpdpo ]] || LD_LIBRARY_PATH=bundle/lib ldd bundle/bin/fedpdpo
+  uname -a
+  nproc
+  free -g
+  "$PYTHON" --version
+}
+
+step_1() { needs_file "$TEST_BACKEND" && gtest_run "$TEST_BACKEND" "$OPERATIONS"; }
+
+step_2() {
+  needs_file "$TEST_TRAIN" || return 1
+  gtest_run "$TEST_TRAIN" 'CudaParity*' || return
+  FEDPDPO_CUDA_CHECK=1 gtest_run "$TEST_TRAIN" 'CudaParity*'
+}
+
+step_3() {
+  if ! command -v compute-sanitizer > /dev/null || [[ $DEVICE == cpu ]]; then
+    note "no compute-sanitizer, or no device"
+    return 77
+  fi
+  needs_file "$TEST_TRAIN" && needs_file "$TEST_BACKEND" || return 1
+  local tool what program filter code failed=0 late=0 seconds
+  seconds=$((${CHECK_SECONDS:-240} / 6))
+  # Whole training steps by every tool, then all operations by the two that look at single kernels.
+  for what in memcheck:train racecheck:train initcheck:train synccheck:train memcheck:operations racecheck:operations; do
+    tool=${what%:*} program=$TEST_TRAIN filter=CudaParity.TrainingStepsInFp32
+    [[ $what != *:operations ]] || program=$TEST_BACKEND filter=$OPERATIONS
+    echo "== $what"
+    timeout "$seconds" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 "$program" \
+      --gtest_filter="$filter" > "$CHECK_WORK/sanitizer.log" 2>&1
+    code=$?
+    tail -n 400 "$CHECK_WORK/sanitizer.log"
+    if [[ $code == 124 ]]; then
+      late=1
+      note "$what: more than $seconds s"
+    elif [[ $code != 0 ]]; then
+      failed=1
+      note "$what: exit code $code, $(grep 'ERROR SUMMARY' "$CHECK_WORK/sanitizer.log" | tail -n 1)"
+    else
+      note "$what clean"
+    fi
+  done
+  ((failed == 0)) || return 1
+  ((late == 0)) || return 124
+}
+
+# Where the figures are tried out: a tiny model instead of the shape.
+bench_source() {
+  if [[ -n $TINY ]]; then echo "--model tests/golden/tiny_llama --tokens 8/6/6 --ceiling 64"; else echo "--shape $1"; fi
+}
+
+step_4() {
+  local precision
+  for precision in bf16 fp32; do
+    # shellcheck disable=SC2046
+    "$PROGRAM" bench $(bench_source smollm2-135m) --method fedavg --device "$DEVICE" --precision "$precision" \
+      --clients 1,8 --pairs 4 --repeats 3 --most-seconds 5 --profile --json "$CHECK_WORK/logs/quick-$precision.json" \
+      > "$CHECK_WORK/bench.log" || return 1
+    cat "$CHECK_WORK/bench.log"
+    note "$precision, 8 clients of 4 pairs: $(awk '$1 == 8 && $2 == 4 {
+      if ($5 ~ /^[0-9.]+$/) print $6, "pairs/s,", $9, "% of the ceiling"; else print "no figures" }' "$CHECK_WORK/bench.log")"
+  done
+}
+
+# federation_command NAME RANKS OPTIONS...: $command becomes a run of a tiny federation, $CHECK_WORK/NAME.h5.
+federation_command() {
+  local name=$1 ranks=$2
+  shift 2
+  command=("$PROGRAM" run --model tests/golden/tiny_llama --data tests/golden/tiny_pairs.h5 --clients 4 --alpha 1
+    --min-train 2 --steps 2 --batch 4 --lora-rank 2 --seed 1 --device "$DEVICE" --reference-cache "$CHECK_WORK/$name.cache"
+    --out "$CHECK_WORK/$name.h5" --overwrite "$@")
+  ((ranks == 1)) || command=("$MPIRUN" -n "$ranks" "${command[@]}")
+}
+
+federation() {
+  federation_command "$@"
+  "${command[@]}"
+}
+
+hash_of() { "$PROGRAM" inspect "$CHECK_WORK/$1.h5" | sed -n 's/^ *results sha256 //p'; }
+
+# equal NAME NAME...: all hold the same numbers.
+equal() {
+  local first name other
+  first=$(hash_of "$1")
+  for name in "$@"; do
+    other=$(hash_of "$name")
+    if [[ -z $first || $other != "$first" ]]; then
+      "$PROGRAM" inspect "$CHECK_WORK/$1.h5" "$CHECK_WORK/$name.h5"
+      note "$name differs from $1"
+      return 1
+    fi
+  done
+  note "equal: $*"
+}
+
+rounds() { if [[ -n $TINY ]]; then echo 2; else echo 4; fi; }
+
+step_5() {
+  local precision failed=0
+  for precision in fp32 bf16; do
+    federation "$precision-one" 1 --rounds "$(rounds)" --precision "$precision" || return 1
+    federation "$precision-again" 1 --rounds "$(rounds)" --precision "$precision" || return 1
+    federation "$precision-two" 2 --rounds "$(rounds)" --precision "$precision" || return 1
+    equal "$precision"-{one,again,two} || failed=1
+  done
+  federation cohort 1 --rounds "$(rounds)" --cohort 4 || return 1
+  federation cohort-again 1 --rounds "$(rounds)" --cohort 4 || return 1
+  equal cohort cohort-again || failed=1
+  # Not the same bits: the clients' rows share the products of a pass.
+  "$PROGRAM" inspect "$CHECK_WORK/fp32-one.h5" "$CHECK_WORK/cohort.h5"
+  return $failed
+}
+
+# fails CODE TEXT COMMAND...: ends with that code and one line of its own, which holds the text.
+fails() {
+  local code=$1 text=$2 found lines log=$CHECK_WORK/fails.log
+  shift 2
+  "$@" > "$log" 2>&1
+  found=$?
+  cat "$log"
+  lines=$(grep -c '^fedpdpo: error: ' "$log")
+  if [[ $found != "$code" || $lines != 1 ]] || ! grep -q "^fedpdpo: error: .*$text" "$log"; then
+    note "exit code $found with $lines lines, expected $code and one line with '$text': ${*: -6}"
+    return 1
+  fi
+  note "exit code $code: $(sed -n 's/^fedpdpo: error: //p' "$log" | cut -c 1-110)"
+}
+
+step_6() {
+  local log=$CHECK_WORK/auto.log expected='device auto: cuda:0'
+  [[ $DEVICE != cpu ]] || expected='device auto: '
+  DEVICE=auto federation auto 1 --rounds 0 > "$log" 2>&1 || { cat "$log"; return 1; }
+  cat "$log"
+  grep -q "$expected" "$log" || { note "no line '$expected'"; return 1; }
+  note "$(grep -o 'device auto: .*' "$log" | head -n 1)"
+  DEVICE=cuda:9 fails 2 cuda:9 federation nine 1 --rounds 0
+}
+
+# until_checkpoint NAME SIGNAL OPTIONS...: starts a run and sends the signal once it has saved twice; its exit code.
+until_checkpoint() {
+  local name=$1 signal=$2 pid saved=0
+  shift 2
+  federation_command "$name" 1 --checkpoint-every 1 "$@"
+  "${command[@]}" &
+  pid=$!
+  while ((saved < 2)) && kill -0 $pid 2> /dev/null; do
+    saved=$(find "$CHECK_WORK/$name.ckpt" -name manifest.json 2> /dev/null | wc -l)
+    sleep 0.02
+  done
+  kill "-$signal" $pid 2> /dev/null
+  wait $pid
+}
+
+# Takes the device's memory but for 200 MiB, says so, and keeps it.
+hold_memory='
+import sys, time, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(free - (200 << 20), dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+print("held", flush=True)
+time.sleep(120)
+'
+
+step_7() {
+  local many=60 code holder
+  [[ -z $TINY ]] || many=5
+  federation whole 1 --rounds $many || return 1
+  until_checkpoint killed KILL --rounds $many
+  code=$?
+  [[ $code != 0 && ! -e $CHECK_WORK/killed.h5 ]] || { note "the run was over before it could be killed"; return 1; }
+  if [[ $DEVICE == cuda && -z $TINY ]] && "$PYTHON" -c 'import torch; assert torch.cuda.is_available()' 2> /dev/null; then
+    "$PYTHON" -c "$hold_memory" > "$CHECK_WORK/held.log" 2>&1 &
+    holder=$!
+    for ((i = 0; i < 300; ++i)); do grep -q held "$CHECK_WORK/held.log" && break; sleep 0.1; done
+    fails 1 memory federation killed 1 --rounds $many --checkpoint-every 1 --resume auto
+    code=$?
+    kill $holder
+    wait $holder 2> /dev/null
+    [[ $code == 0 ]] || return 1
+  else
+    note "no PyTorch with this device: a run without memory was not tried"
+  fi
+  federation killed 1 --rounds $many --checkpoint-every 1 --resume auto || return 1
+  equal whole killed || return 1
+  until_checkpoint stopped TERM --rounds $many
+  code=$?
+  [[ $code == 75 ]] || { note "SIGTERM: exit code $code, expected 75"; return 1; }
+  federation stopped 1 --rounds $many --checkpoint-every 1 --resume auto || return 1
+  equal whole stopped || return 1
+  if [[ $DEVICE == cpu ]]; then
+    note "no device whose memory could end"
+  else
+    local source clients=2000
+    source=$(bench_source llama-7b)
+    [[ -z $TINY ]] || clients=20000
+    # shellcheck disable=SC2086
+    fails 1 "out of device memory" "$PROGRAM" bench $source --method fedpdpo --device "$DEVICE" --clients $clients --repeats 1
+  fi
+}
+
+step_8() {
+  local shape failed=0 shapes=(smollm2-135m smollm2-360m llama-3.2-1b llama-7b) clients=1,8,32,100 left end
+  [[ -z $TINY ]] || shapes=(tiny) clients=1,3
+  end=$((SECONDS + ${CHECK_SECONDS:-560} - 10))
+  for ((i = 0; i < ${#shapes[@]}; ++i)); do
+    shape=${shapes[$i]}
+    left=$(((end - SECONDS) / (${#shapes[@]} - i)))
+    # shellcheck disable=SC2046
+    timeout "$((left > 1 ? left : 1))" "$PROGRAM" bench $(bench_source "$shape") --method fedavg --device "$DEVICE" \
+      --precision bf16 --clients $clients --pairs 1,4 --repeats 5 --most-seconds 20 \
+      --json "$CHECK_WORK/logs/bench-$shape.json"
+    code=$?
+    if [[ $code == 124 ]]; then note "$shape: cut off after $left s"; elif [[ $code != 0 ]]; then note "$shape: exit code $code"; fi
+    [[ $code == 0 ]] || failed=1
+  done
+  return $failed
+}
+
+step_9() {
+  if ! "$PYTHON" -c 'import torch, transformers, peft' 2> /dev/null; then
+    note "$PYTHON has no torch, transformers and peft"
+    return 77
+  fi
+  local arguments=(--shapes smollm2-135m,smollm2-360m,llama-3.2-1b --clients 1,32,100 --precision bf16)
+  [[ -z $TINY ]] || arguments=(--model tests/golden/tiny_llama --tokens 8/6/6 --clients 1,3 --precision fp32 --rounds 1
+    --most-pairs 4 --bench-options "--ceiling 64")
+  "$PYTHON" tests/peers/compare_device.py "${arguments[@]}" --pairs 1,4 --device "$DEVICE" --binary "$PROGRAM" \
+    --seconds "$((${CHECK_SECONDS:-560} - 20))" --json "$CHECK_WORK/logs/peers.json"
+}
