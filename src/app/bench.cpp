@@ -102,9 +102,7 @@ int bench_command(const Communicator& world, const CommandLine& line) {
 
   const bool on_host = backend->computes_on_host_memory();
   const std::int64_t side = bench.ceiling > 0 ? bench.ceiling : (on_host ? 1024 : 8192);
-  // A device rounds the activations in a pass of its own: with more columns it is a small part of the product.
-  const std::int64_t columns = !on_host && o.precision == Precision::bf16 ? 8 * side : side;
-  ProductRate ceiling = ProductRate::of_large(*backend, weight_type(o), side, columns, side);
+  ProductRate ceiling = ProductRate::of_large(*backend, weight_type(o), side, side, side);
   backend->synchronize();
   const double setup = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
@@ -118,7 +116,7 @@ int bench_command(const Communicator& world, const CommandLine& line) {
                          layout,
                          *backend,
                          named ? bench.shape + " (random weights)" : o.model.filename().string(),
-                         fmt::format("a {} product of {} x {} x {}", type, side, columns, side),
+                         fmt::format("a {} product of {} x {} x {}", type, side, side, side),
                          pair.num_rows(),
                          pair.num_targets(),
                          setup};

@@ -66,7 +66,7 @@ class Training {
     cohort_ = passes.cohort;
     const RunOptions& o = setting_.line.run;
     policy_ = std::make_unique<Policy>(backend, setting_.config, setting_.weights, setting_.layout);
-    const TrainerOptions options{o.loss, o.optimizer, num_pairs_, passes.micro_rows, 1, 1};
+    const TrainerOptions options{o.loss, o.optimizer, num_pairs_, passes.micro_rows, 1, 1, o.graphs};
     const int slots = passes.cohort > 1 ? static_cast<int>(members_.size()) : 1;
     trainer_ =
         std::make_unique<LocalTrainer>(backend, setting_.pairs, setting_.layout, *policy_, buffers_, options, slots);

@@ -14,8 +14,10 @@ ProductRate::ProductRate(Backend& backend, std::vector<ConstView> weights, std::
     widest_out = std::max(widest_out, w.rows);
     operations_ += 2.0 * static_cast<double>(rows) * static_cast<double>(w.size());
   }
-  x_ = Tensor(backend, rows, widest_in);
-  y_ = Tensor(backend, rows, widest_out);
+  const bool half = weights_.front().dtype == DType::bf16 && backend.supports_bf16_activations();
+  const DType activations = half ? DType::bf16 : DType::f32;
+  x_ = Tensor(backend, rows, widest_in, activations);
+  y_ = Tensor(backend, rows, widest_out, activations);
   fill_random(backend, x_.view(), {1, Purpose::bench, 0, 0, 1}, 0, 0.5);
   sweep();  // first use chooses algorithms and touches the memory
   backend.synchronize();
@@ -37,8 +39,8 @@ ProductRate ProductRate::of_large(Backend& backend, DType dtype, std::int64_t ro
 
 void ProductRate::sweep() {
   for (const ConstView& w : weights_) {
-    const View x{x_.view().data, rows_, w.cols, w.cols, DType::f32};
-    const View y{y_.view().data, rows_, w.rows, w.rows, DType::f32};
+    const View x{x_.view().data, rows_, w.cols, w.cols, x_.view().dtype};
+    const View y{y_.view().data, rows_, w.rows, w.rows, y_.view().dtype};
     backend_->linear(x, w, {}, y, Write::overwrite);
   }
 }

@@ -19,11 +19,17 @@ class TimedBackend final : public Backend {
   std::string name() const override { return inner_.name(); }
   std::string description() const override { return inner_.description() + ", every operation timed"; }
   bool computes_on_host_memory() const override { return inner_.computes_on_host_memory(); }
+  bool supports_bf16_activations() const override { return inner_.supports_bf16_activations(); }
+  std::string device_identity() const override { return inner_.device_identity(); }
+  void* native_stream() const override { return inner_.native_stream(); }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override {
     timed("copy_to_device", [&] { inner_.copy_to_device(device, host, bytes); });
   }
   void copy_to_host(void* host, const void* device, std::size_t bytes) override {
     timed("copy_to_host", [&] { inner_.copy_to_host(host, device, bytes); });
+  }
+  void prepare(const AttentionPlan& plan) override {
+    timed("prepare", [&] { inner_.prepare(plan); });
   }
   void synchronize() override { inner_.synchronize(); }
 
@@ -60,6 +66,12 @@ class TimedBackend final : public Backend {
   }
   void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override {
     timed("layer_norm_backward", [&] { inner_.layer_norm_backward(x, w, eps, d_y, d_x, mode); });
+  }
+  void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) override {
+    timed("residual_rms_norm", [&] { inner_.residual_rms_norm(x, delta, w, eps, sum, y); });
+  }
+  void do_add(ConstView a, ConstView b, View y) override {
+    timed("add", [&] { inner_.add(a, b, y); });
   }
   void do_axpy(float alpha, ConstView x, View y, Write mode) override {
     timed("axpy", [&] { inner_.axpy(alpha, x, y, mode); });
@@ -137,6 +149,22 @@ class TimedBackend final : public Backend {
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
                 View second_moment) override {
     timed("adamw", [&] { inner_.adamw(options, values, gradients, first_moment, second_moment); });
+  }
+  void do_adamw_spans(std::span<const AdamWSpan> spans) override {
+    timed("adamw_spans", [&] { inner_.adamw_spans(spans); });
+  }
+  void do_squared_norms(std::span<const ConstView> xs, std::span<double> norms) override {
+    timed("squared_norms", [&] { inner_.squared_norms(xs, norms); });
+  }
+  void do_block_peaks(ConstView values, ConstView offsets, View peaks) override {
+    timed("block_peaks", [&] { inner_.block_peaks(values, offsets, peaks); });
+  }
+  void do_add_terms(ConstView values, double weight, ConstView offsets, ConstView exponents, TermCoding coding,
+                    View sums) override {
+    timed("add_terms", [&] { inner_.add_terms(values, weight, offsets, exponents, coding, sums); });
+  }
+  void do_round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y) override {
+    timed("round_sums", [&] { inner_.round_sums(sums, offsets, exponents, coding, y); });
   }
   double do_dot(ConstView x, ConstView y) override {
     double result = 0;

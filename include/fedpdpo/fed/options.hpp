@@ -11,6 +11,7 @@
 #include "fedpdpo/fed/compression.hpp"
 #include "fedpdpo/fed/privacy.hpp"
 #include "fedpdpo/model/adapter_options.hpp"
+#include "fedpdpo/train/graphs.hpp"
 #include "fedpdpo/train/losses.hpp"
 #include "fedpdpo/train/optimizer_options.hpp"
 
