@@ -2,8 +2,11 @@
 // violation is a bug of the caller and throws. Operations over nothing return at once.
 #include "fedpdpo/backend/backend.hpp"
 
-#include <cstdint>
 #include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
 #include <source_location>
 #include <utility>
 
@@ -128,6 +131,24 @@ std::shared_ptr<void> Backend::allocate(std::size_t bytes) {
             memory.reset();
             counter->now -= bytes;
           }};
+}
+
+std::shared_ptr<void> Backend::allocate_pinned(std::size_t bytes) {
+  const std::size_t size = std::max<std::size_t>(64, (bytes + 63) / 64 * 64);
+  void* memory = std::aligned_alloc(64, size);
+  if (memory == nullptr) throw std::bad_alloc();
+  std::memset(memory, 0, size);
+  return {memory, std::free};
+}
+
+CopyTicket Backend::copy_to_device_async(void* device, const void* pinned, std::size_t bytes) {
+  copy_to_device(device, pinned, bytes);
+  return {};
+}
+
+CopyTicket Backend::copy_to_host_async(void* pinned, const void* device, std::size_t bytes) {
+  copy_to_host(pinned, device, bytes);
+  return {};
 }
 
 void Backend::fill(View y, float value) {

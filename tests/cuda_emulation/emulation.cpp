@@ -26,10 +26,13 @@ struct EmulatedStream {
   std::deque<std::function<void()>> work;
   std::unique_ptr<EmulatedGraph> capture;  // while there is one, work goes into it
   bool asked = false;
+  std::uint64_t given = 0, done = 0;
+  bool computes = false;  // has had anything but copies
 };
-/// Done once the stream has no work left that was there when it was recorded; here: once the stream is empty.
+/// Done once the stream has done what it had been given when the event was recorded.
 struct EmulatedEvent {
-  cudaStream_t stream = nullptr;
+  std::shared_ptr<EmulatedStream> stream;
+  std::uint64_t position = 0;
 };
 
 namespace emulation {
@@ -56,6 +59,8 @@ std::size_t device_memory = [] {
   const char* mebibytes = std::getenv("EMULATED_DEVICE_MIB");
   return static_cast<std::size_t>(mebibytes == nullptr ? 1024 : std::strtoull(mebibytes, nullptr, 10)) << 20;
 }();
+std::size_t unseen_memory = 0;
+bool early_copies = std::getenv("FEDPDPO_EMULATED_EARLY_COPIES") != nullptr;
 bool lost = false;
 Counts counted;
 
@@ -127,17 +132,37 @@ class DeviceMemory {
 
 DeviceMemory memory;
 
+std::map<cudaStream_t, std::shared_ptr<EmulatedStream>> streams;  // events may outlive a stream
+std::map<const std::byte*, std::size_t> pinned;
+int running = 0;  // work of one stream runs another's that it waits for
+
+void run(EmulatedStream& stream, std::uint64_t position) {
+  if (stream.done >= position) return;
+  if (running++ == 0) memory.open();
+  while (stream.done < position) {
+    std::function<void()> work = std::move(stream.work.front());
+    stream.work.pop_front();
+    work();
+    ++stream.done;
+  }
+  if (--running == 0) memory.close();
+}
+
 void drain(cudaStream_t stream) {
   if (stream->capture) fail("a wait while work is captured");
   ++counted.waits;
-  if (stream->work.empty()) return;
-  memory.open();
-  while (!stream->work.empty()) {
-    std::function<void()> work = std::move(stream->work.front());
-    stream->work.pop_front();
-    work();
-  }
-  memory.close();
+  run(*stream, stream->given);
+}
+
+bool is_pinned(const void* place) {
+  const auto* byte = static_cast<const std::byte*>(place);
+  const auto next = pinned.upper_bound(byte);
+  return next != pinned.begin() && byte < std::prev(next)->first + std::prev(next)->second;
+}
+
+void give(cudaStream_t stream, std::function<void()> work) {
+  stream->work.push_back(std::move(work));
+  ++stream->given;
 }
 
 // --- a block's threads
@@ -298,8 +323,12 @@ void run_block() {
 void set_order(Order wanted) { order = wanted; }
 void set_device_count(int count) { device_count = count; }
 int current_device() { return taken_device; }
-void set_device_memory(std::size_t bytes) { device_memory = bytes; }
+void set_device_memory(std::size_t bytes, std::size_t unseen) {
+  device_memory = bytes;
+  unseen_memory = unseen;
+}
 void lose_device(bool is_lost) { lost = is_lost; }
+void set_early_copies(bool early) { early_copies = early; }
 Counts counts() {
   counted.heuristics = heuristics_asked();
   return counted;
@@ -309,7 +338,8 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
   if (stream->capture) {
     stream->capture->work.push_back(std::move(work));
   } else {
-    stream->work.push_back(std::move(work));
+    stream->computes = true;
+    give(stream, std::move(work));
   }
 }
 
@@ -405,6 +435,13 @@ const char* cudaGetErrorString(cudaError_t status) { return cudaGetErrorName(sta
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaGetDeviceCount(int* count) {
+  static const bool read = [] {
+    const char* text = std::getenv("FEDPDPO_EMULATED_MEMORY");
+    std::size_t mib = 0, unseen = 0;
+    if (text != nullptr && std::sscanf(text, "%zu+%zu", &mib, &unseen) > 0) set_device_memory(mib << 20, unseen << 20);
+    return true;
+  }();
+  (void)read;
   *count = device_count;
   return device_count > 0 ? cudaSuccess : cudaErrorInsufficientDriver;
 }
@@ -426,8 +463,8 @@ cudaError_t cudaSetDevice(int wanted) {
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = device_memory - memory.in_use();
-  *total = device_memory;
+  *free = device_memory + unseen_memory - memory.in_use();
+  *total = device_memory + unseen_memory;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
@@ -436,14 +473,21 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
+/// The pool gives what is free back to the system at once.
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {
+  *static_cast<std::uint64_t*>(value) = memory.in_use();
+  return cudaSuccess;
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new EmulatedStream;
+  auto made = std::make_shared<EmulatedStream>();
+  *stream = made.get();
+  streams[*stream] = std::move(made);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   drain(stream);
-  delete stream;
+  streams.erase(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -494,19 +538,30 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  event->stream = stream;
+  *event = {streams.at(stream), stream->given};
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->stream != nullptr) drain(event->stream);
+  if (event->stream) {
+    ++counted.waits;
+    run(*event->stream, event->position);
+  }
+  return cudaSuccess;
+}
+/// The event as it is recorded now, whatever becomes of it.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (event->stream) give(stream, [recorded = *event] { run(*recorded.stream, recorded.position); });
   return cudaSuccess;
 }
 
 cudaError_t cudaHostAlloc(void** host, std::size_t bytes, unsigned) {
   *host = std::malloc(bytes);
-  return *host == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (*host == nullptr) return cudaErrorMemoryAllocation;
+  pinned[static_cast<const std::byte*>(*host)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* host) {
+  pinned.erase(static_cast<const std::byte*>(host));
   std::free(host);
   return cudaSuccess;
 }
@@ -530,7 +585,8 @@ cudaError_t cudaMemsetAsync(void* device, int value, std::size_t bytes, cudaStre
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-  enqueue(stream, [=] { std::memcpy(to, from, bytes); });
-  if (kind == cudaMemcpyDeviceToHost) drain(stream);  // as for pageable memory
+  give(stream, [=] { std::memcpy(to, from, bytes); });
+  if (kind == cudaMemcpyDeviceToHost && !is_pinned(to)) drain(stream);
+  if (early_copies && !stream->computes) run(*stream, stream->given);
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
 }

@@ -12,8 +12,10 @@ void set_order(Order order);
 /// Without devices, cudaGetDeviceCount fails as it does where there is no driver. At the start one, or as many as the
 /// environment variable FEDPDPO_EMULATED_DEVICES says.
 void set_device_count(int count);
-/// Allocations beyond this fail.
-void set_device_memory(std::size_t bytes);
+/// Allocations beyond this fail; cudaMemGetInfo claims `unseen` bytes more, as if another process were about to take
+/// them. At the start 1 GiB, or as many MiB as the environment variable FEDPDPO_EMULATED_MEMORY says, as MIB or
+/// MIB+UNSEEN.
+void set_device_memory(std::size_t bytes, std::size_t unseen = 0);
 /// cuBLASLt finds no algorithm.
 void set_gemm_support(bool supported);
 /// The next kernel launches fail as they do once a kernel has crashed; cuts the work given so far.
@@ -30,6 +32,11 @@ struct NcclCounts {
   int communicators = 0;  ///< that there are now
 };
 NcclCounts nccl_counts();
+
+/// A stream that has had nothing but copies does its next one at once, as soon as the events it waits for allow;
+/// without this, as late as they allow. At the start so where the environment variable FEDPDPO_EMULATED_EARLY_COPIES is
+/// set.
+void set_early_copies(bool early);
 
 /// Calls so far, to see what the steady state does.
 struct Counts {

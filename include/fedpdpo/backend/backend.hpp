@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -76,6 +77,17 @@ struct AllocatedBytes {
   std::size_t peak = 0;  ///< the most that were alive at once since the last reset_peak()
 };
 
+/// Bytes of a device.
+struct DeviceMemory {
+  std::size_t free = 0;  ///< that this process may still allocate
+  std::size_t total = 0;
+};
+
+/// A copy that may still be under way; an empty one is done.
+struct CopyTicket {
+  std::shared_ptr<void> event;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -92,6 +104,8 @@ class Backend {
   virtual std::string device_identity() const = 0;
   /// The cudaStream_t that all work is given to; null where there is none.
   virtual void* native_stream() const = 0;
+  /// Nothing where the memory is the host's, which other processes share: no number would hold.
+  virtual std::optional<DeviceMemory> memory() const { return std::nullopt; }
 
   // --- memory
   std::shared_ptr<void> allocate(std::size_t bytes);
@@ -101,6 +115,18 @@ class Backend {
   virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
   void fill(View y, float value);
   void copy(ConstView x, View y);  ///< same shape; converts f32 <-> bf16
+
+  // --- copies beside the work, between the device and page-locked host memory. A copy begins when the work and the
+  // copies that were given before it are done, whatever is given after it; nothing waits for it unasked. Default: at
+  // once, in pageable memory.
+  /// Page-locked host memory of zeros, 64-byte aligned.
+  virtual std::shared_ptr<void> allocate_pinned(std::size_t bytes);
+  virtual CopyTicket copy_to_device_async(void* device, const void* pinned, std::size_t bytes);
+  virtual CopyTicket copy_to_host_async(void* pinned, const void* device, std::size_t bytes);
+  /// The work given from now on waits for the copy; the host does not.
+  virtual void wait_for(const CopyTicket&) {}
+  /// The host waits for the copy.
+  virtual void finish(const CopyTicket&) {}
 
   // Activations (marked so) may be bf16 where the backend supports it, each argument by itself unless said otherwise.
 
@@ -208,7 +234,7 @@ class Backend {
   /// y[i] = sums[i] as the nearest float; y (1, n).
   void round_sums(ConstView sums, ConstView offsets, ConstView exponents, TermCoding coding, View y);
 
-  /// Waits for all work given so far.
+  /// Waits for all work and all copies given so far.
   virtual void synchronize() = 0;
 
   // --- recorded work

@@ -43,6 +43,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
     : device_(std::make_shared<Device>(options.device)),
       check_outputs_(checks_wanted(options)),
       rounding_(options.products == ClientProducts::tf32 ? Rounding::tf32 : Rounding::none),
+      copies_(device_),
       gemm_(device_),
       plan_(device_),
       half_(device_),
@@ -66,6 +67,22 @@ void CudaBackend::copy_to_device(void* device, const void* host, std::size_t byt
 }
 void CudaBackend::copy_to_host(void* host, const void* device, std::size_t bytes) {
   device_->to_host(host, device, bytes);
+}
+
+std::optional<DeviceMemory> CudaBackend::memory() const {
+  // Memory given back counts once the stream has come there.
+  device_->synchronize();
+  return device_->memory();
+}
+CopyTicket CudaBackend::copy_to_device_async(void* device, const void* pinned, std::size_t bytes) {
+  return copies_.copy(device, pinned, bytes, cudaMemcpyHostToDevice);
+}
+CopyTicket CudaBackend::copy_to_host_async(void* pinned, const void* device, std::size_t bytes) {
+  return copies_.copy(pinned, device, bytes, cudaMemcpyDeviceToHost);
+}
+void CudaBackend::synchronize() {
+  device_->synchronize();
+  copies_.synchronize();
 }
 
 void CudaBackend::written(const char* operation, std::initializer_list<ConstView> outputs) {

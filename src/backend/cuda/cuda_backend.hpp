@@ -1,5 +1,5 @@
-// CudaBackend: hands the operations to the kernels and to cuBLASLt on one stream. It never waits, but for numbers that
-// go to the host, and in the debug mode.
+// CudaBackend: hands the operations to the kernels and to cuBLASLt on one stream, beside which another one copies. It
+// never waits, but for numbers that go to the host, and in the debug mode.
 #pragma once
 
 #include <initializer_list>
@@ -11,6 +11,7 @@
 #include "cuda/device.hpp"
 #include "cuda/gemm.hpp"
 #include "cuda/products.hpp"
+#include "cuda/side_copies.hpp"
 #include "fedpdpo/backend/backend.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 
@@ -25,10 +26,16 @@ class CudaBackend final : public Backend {
   bool computes_on_host_memory() const override { return false; }
   bool supports_bf16_activations() const override { return true; }
   std::string device_identity() const override { return device_->identity(); }
+  std::optional<DeviceMemory> memory() const override;
   void* native_stream() const override { return device_->stream(); }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* device, std::size_t bytes) override;
-  void synchronize() override { device_->synchronize(); }
+  std::shared_ptr<void> allocate_pinned(std::size_t bytes) override { return allocate_page_locked(bytes); }
+  CopyTicket copy_to_device_async(void* device, const void* pinned, std::size_t bytes) override;
+  CopyTicket copy_to_host_async(void* pinned, const void* device, std::size_t bytes) override;
+  void wait_for(const CopyTicket& copy) override { copies_.wait_for(copy); }
+  void finish(const CopyTicket& copy) override { copies_.finish(copy); }
+  void synchronize() override;
   void prepare(const AttentionPlan& plan) override { plan_.get(plan); }
   /// CUDA graphs; not in the debug mode, which looks at every operation's output.
   bool supports_recording() const override { return !check_outputs_; }
@@ -95,6 +102,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Device> device_;
   bool check_outputs_;
   Rounding rounding_;  // of the factors of clients' own large products
+  SideCopies copies_;
   Gemm gemm_;
   PlanUpload plan_;
   Scratch<std::uint16_t> half_;

@@ -140,6 +140,16 @@ void Device::release(void* memory) noexcept {
   (void)cudaFreeAsync(memory, stream_);
 }
 
+DeviceMemory Device::memory() const {
+  DeviceMemory memory;
+  check_cuda(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+  std::uint64_t reserved = 0, used = 0;
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
+  memory.free += static_cast<std::size_t>(reserved - used);
+  return memory;
+}
+
 void Device::to_host(void* host, const void* device, std::size_t bytes) {
   if (bytes == 0) return;
   expect_no_capture("recorded work copies to the host");

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "fedpdpo/backend/backend.hpp"
+
 namespace fedpdpo::cuda {
 
 /// Page-locked host memory through which pageable bytes reach the device: a slot is written again only after the copies
@@ -62,6 +64,8 @@ class Device {
   const std::string& description() const { return description_; }
   /// Its PCI bus id.
   const std::string& identity() const { return identity_; }
+  /// Free for this process: what the system has, and what the pool holds unused.
+  DeviceMemory memory() const;
 
  private:
   cudaStream_t stream_ = nullptr;
