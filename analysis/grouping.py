@@ -26,7 +26,7 @@ METHOD_ORDER = (
 # Without influence on what a run computes.
 _EXECUTION = re.compile(
     r"method|seed|command[-_]line|config|out|resume|threads|ranks|mpi-.*|checkpoint.*|progress|quiet|verbose|log.*"
-    r"|.*cache.*|help|version|overwrite|micro-rows|cross-eval|aggregation-error-every"
+    r"|.*cache.*|help|version|overwrite|micro-rows|resident|cross-eval|aggregation-error-every"
 )
 # Same experiment, but results can differ in the last bits or in which rounds were looked at: said below the table.
 _NOTED = re.compile(r"device|reduction|reduce|reduce-route|ranks-per-node|aggregation|cohort.*|micro-batch.*|eval-every")

@@ -98,7 +98,8 @@ class Training {
 Passes first_passes(const BenchSetting& setting, int clients, int micro_rows) {
   const RunOptions& o = setting.line.run;
   const BenchOptions& bench = setting.line.bench;
-  Passes passes{std::min(o.cohort, clients), o.micro_rows};
+  Passes passes{bench.cohort_given ? std::min(o.cohort, clients) : 1,
+                bench.micro_rows_given ? o.micro_rows : default_micro_rows(setting.backend)};
   if (setting.backend.computes_on_host_memory()) return passes;
   if (!bench.micro_rows_given) passes.micro_rows = micro_rows;
   const int rows = setting.rows_of_pair;

@@ -142,8 +142,8 @@ void derive(CommandLine& line, const GivenByName& given) {
   }
   if (run.reference_cache.empty()) run.reference_cache = default_reference_cache();
   if (line.command == Command::bench && !run.model.empty()) line.bench.shape.clear();
-  line.bench.cohort_given = given.contains("cohort");
-  line.bench.micro_rows_given = given.contains("micro-rows");
+  line.bench.cohort_given = line.run.cohort > 0;
+  line.bench.micro_rows_given = line.run.micro_rows > 0;
 }
 
 bool asks_for_help(const std::string& word) { return word == "--help" || word == "-h"; }

@@ -220,6 +220,12 @@ class Checker {
     }
   }
 
+  void execution() const {
+    if (run_.resident > 0 && run_.resident < run_.cohort)
+      throw InputError("", "--resident", fmt::format("at least the {} clients of --cohort", run_.cohort),
+                       fmt::format("{}", run_.resident));
+  }
+
   void bench() const {
     if (line_.command == Command::bench && given_.contains("shape")) {
       const auto model = given_.find("model");
@@ -273,6 +279,7 @@ void check_consistency(const CommandLine& line, const GivenByName& given) {
   checker.modules();
   checker.loss();
   checker.training();
+  checker.execution();
   checker.bench();
 }
 

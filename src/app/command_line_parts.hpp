@@ -43,6 +43,8 @@ inline constexpr Range positive_share{.low = 0, .high = 1, .low_included = false
 inline constexpr Range below_half{.low = 0, .high = 0.5, .high_included = false};
 double real(const Given& given, const Range& range);
 int integer(const Given& given, int low, int high = std::numeric_limits<int>::max());
+/// 0 for auto, else from 1.
+int integer_or_auto(const Given& given);
 std::uint64_t unsigned_integer(const Given& given, std::uint64_t low = 0);
 /// The position of the given word in `names`.
 std::size_t position(const Given& given, const std::vector<std::string>& names);

@@ -273,10 +273,15 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.precision = choice(g, precision_names); }},
       {"threads", "N", "CPU threads a rank", execution,
        [](Line& l, const Given& g) { l.run.threads = integer(g, 1, 4096); }},
-      {"cohort", "N", "clients that a rank trains in lock-step", execution,
-       [](Line& l, const Given& g) { l.run.cohort = integer(g, 1); }},
-      {"micro-rows", "N", "packed tokens a forward and backward pass", execution,
-       [](Line& l, const Given& g) { l.run.micro_rows = integer(g, 1); }},
+      {"cohort", "auto|N", "clients that a rank trains in lock-step, at most; auto: 1 on the CPU, on a GPU as many as fit "
+       "and pay", execution,
+       [](Line& l, const Given& g) { l.run.cohort = integer_or_auto(g); }},
+      {"micro-rows", "auto|N", "packed tokens a forward and backward pass, shared by a cohort; auto: 1024 on the CPU, on a "
+       "GPU what fills it", execution,
+       [](Line& l, const Given& g) { l.run.micro_rows = integer_or_auto(g); }},
+      {"resident", "auto|N", "clients whose state a rank keeps on its device at once, the others' being swapped; auto: as "
+       "many as fit", execution,
+       [](Line& l, const Given& g) { l.run.resident = integer_or_auto(g); }},
       {"graphs", "auto|on|off", "on a GPU, give a training pass as one CUDA graph; auto: small passes; their batches are filled up "
        "to recurring sizes", execution,
        [](Line& l, const Given& g) { l.run.graphs = choice(g, graphs_names); }},

@@ -78,6 +78,13 @@ int integer(const Given& given, int low, int high) {
   return value;
 }
 
+int integer_or_auto(const Given& given) {
+  int value = 0;
+  if (given.value() == "auto") return 0;
+  if (!parse_whole(given.value(), value) || value < 1) throw given.error("auto or an integer >= 1", given.value());
+  return value;
+}
+
 std::uint64_t unsigned_integer(const Given& given, std::uint64_t low) {
   std::uint64_t value = 0;
   if (!parse_whole(given.value(), value) || value < low) {

@@ -62,6 +62,26 @@ std::pair<double, double> exchanged_bytes(const RunInput& input, const RunOption
   return {traffic.bytes_up(layout.shared_size(), compressed), 4.0 * static_cast<double>(traffic.down)};
 }
 
+/// How the fullest rank would train its clients, and the memory that it takes.
+void print_cohort(const CohortFacts& facts, const CohortChoice& choice) {
+  const auto bytes = [](std::size_t n) { return bytes_text(static_cast<double>(n)); };
+  const auto resident = static_cast<std::size_t>(choice.resident);
+  const std::string cohort =
+      choice.cohort > 1 ? fmt::format("up to {} clients in lock-step", choice.cohort) : "one client at a time";
+  fmt::print("cohort        {}, {} rows a pass, {} of {} clients' state {} on the fullest rank\n", cohort,
+             choice.micro_rows, choice.resident, facts.num_clients,
+             facts.free_bytes ? "on the device at once" : "in place at once");
+  fmt::print(
+      "memory        {} on the fullest rank: {} clients {}, activations for {} rows {}, gradients {}, others {}\n",
+      bytes(predicted_bytes(facts, choice)), resident, bytes(resident * facts.state_bytes), buffer_rows(facts, choice),
+      bytes(facts.pass_bytes(buffer_rows(facts, choice))),
+      bytes(facts.gradient_bytes * (choice.cohort > 1 ? resident : 1)), bytes(facts.other_bytes));
+  if (facts.free_bytes) fmt::print("              {} are free on its device\n", bytes(*facts.free_bytes));
+  if (choice.resident < facts.num_clients)
+    fmt::print("              {} of host memory for the clients that are swapped\n",
+               bytes(facts.state_bytes * static_cast<std::size_t>(facts.num_clients)));
+}
+
 }  // namespace
 
 int plan_command(const Communicator& world, const CommandLine& line) {
@@ -76,16 +96,17 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   const Placement placement = place_clients(costs, world.size());
   Policy policy(*backend, config, backbone.weights, layout);
   const double rate = ProductRate::of_layer(*backend, backbone.weights, 256).measure(0.2);
+  const int sharing = ranks_on_device(world, *backend);
   if (world.rank() != 0) return 0;
 
   const TypicalPair pair = typical_pair(input, policy.packing());
   const Operations per_pair = count_operations(config, layout, pair.rows, pair.targets, pair.attended);
-  std::size_t most_clients = 0;
+  std::vector<int> fullest;  // clients of the rank that hosts most
   for (int rank = 0; rank < world.size(); ++rank)
-    most_clients = std::max(most_clients, placement.clients_of(rank).size());
-  const double state = 3.0 * 4 * static_cast<double>(layout.size());
-  const double buffers = static_cast<double>(policy.buffer_bytes(o.micro_rows, Pass::train));
-  const double gradient = 4.0 * static_cast<double>(layout.size());
+    if (std::vector<int> clients = placement.clients_of(rank); clients.size() > fullest.size()) fullest = clients;
+  const CohortFacts facts =
+      cohort_facts({*backend, policy, layout, config, *method, o, input.pairs, input.partition}, fullest, sharing);
+  const CohortChoice choice = choose_cohort(CohortRequest::of(o), facts);
   const double slowest = *std::max_element(placement.rank_cost.begin(), placement.rank_cost.end());
   const double seconds = slowest / pair.rows * (per_pair.total() / 2) / rate;
   fmt::print("{}: {} clients, {} rounds of {} steps of {} pairs, on {} rank{}\n", o.method,
@@ -97,11 +118,8 @@ int plan_command(const Communicator& world, const CommandLine& line) {
              o.precision == Precision::bf16 ? "bf16" : "fp32");
   fmt::print("trainables    {:.3f} M a client ({:.3f} M shared), {} with Adam's moments\n",
              static_cast<double>(layout.size()) / 1e6, static_cast<double>(layout.shared_size()) / 1e6,
-             bytes_text(state));
-  fmt::print("memory        {} on the fullest rank: {} clients {}, activations for {} rows {}, gradient {}\n",
-             bytes_text(state * static_cast<double>(most_clients) + buffers + gradient), most_clients,
-             bytes_text(state * static_cast<double>(most_clients)), o.micro_rows, bytes_text(buffers),
-             bytes_text(gradient));
+             bytes_text(static_cast<double>(facts.state_bytes)));
+  print_cohort(facts, choice);
   const auto [up, down] = exchanged_bytes(input, o, *method, layout);
   fmt::print("exchange      {} up and {} down per participant in the first round\n", bytes_text(up), bytes_text(down));
   fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n",

@@ -51,10 +51,11 @@ int run_command(const Communicator& world, const CommandLine& line) {
     run_file->write_config(describe(options), line.text);
     run_file->write_partition(input.pairs, input.partition);
   }
-  const auto facts = environment_facts(world, *backend, options, placement);
-  if (run_file) run_file->write_environment(facts);
+  auto facts = environment_facts(world, *backend, options, placement);
   Federation federation({world, *backend, input.model.config(), backbone.weights, input.pairs, input.partition,
                          placement, reference, options, *method, request.model_hash});
+  facts.merge(federation.execution_facts());
+  if (run_file) run_file->write_environment(facts);
   federation.run(run_file.get());
   log_info("wrote " + options.out.string());
   return 0;

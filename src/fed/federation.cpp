@@ -30,18 +30,16 @@ Federation::Federation(const FederationInput& input)
       table_(splits_),
       loss_(effective_loss(input.options)),
       policy_(input.backend, input.config, input.weights, layout_),
-      clients_(input.backend, layout_, input.weights, input.partition, input.reference, clients_of_rank(input), table_,
-               input.options.seed()) {
+      clients_(input.backend, layout_, input.partition, input.reference, clients_of_rank(input), table_) {
   const RunOptions& o = in_.options;
   if (layout_.size() == 0)
     throw InputError("", "--lora-rank, --head, --bottleneck, --reward-head", "at least one trainable module", "none");
   if (in_.method.data_scope() == DataScope::pooled) pool_ = pooled_pairs();
-  if (!clients_.all().empty()) {
-    TrainerOptions trainer{loss_, o.optimizer, o.batch, o.micro_rows, o.rounds, o.seed(), o.graphs};
-    const int slots = o.cohort > 1 ? static_cast<int>(clients_.all().size()) : 1;
-    trainer_ =
-        std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer, slots);
-  }
+  std::optional<CheckpointReader> begun;
+  if (o.resume == Resume::automatic) begun = CheckpointReader::find(in_.world, checkpoint_directory());
+  if (begun) require_same_run(*begun);
+  take_cohort(begun ? &*begun : nullptr);
+  clients_.initialize(in_.weights.head, o.seed());
 
   personalization_ =
       make_personalization({o.adapter.personal_lora, o.personal_prox, o.personal_mix, o.personal_samples});
@@ -70,7 +68,7 @@ Federation::Federation(const FederationInput& input)
     for (const char* phase : phase_names)
       history_->define(std::string("/timings/") + phase, 1, "s", std::string("seconds of the slowest rank: ") + phase);
   }
-  if (o.resume == Resume::automatic) restore();
+  if (begun) restore(*begun);
 }
 
 std::vector<ClientPair> Federation::pooled_pairs() const {
@@ -130,17 +128,14 @@ void Federation::begin_round() {
 }
 
 void Federation::restart_moments(HostedClient& client) {
-  const ClientBuffers& buffers = clients_.buffers();
   if (in_.options.optimizer.moments == Moments::reset) {
-    in_.backend.fill(buffers.first_moment(client.state), 0.0f);
-    in_.backend.fill(buffers.second_moment(client.state), 0.0f);
+    clients_.clear_moments(client, {0, layout_.size()});
     client.state.adam_steps = {};
     return;
   }
   for (Group group : in_.method.restarted_groups()) {
     if (!layout_.has(group)) continue;
-    in_.backend.fill(layout_.part(buffers.first_moment(client.state), group), 0.0f);
-    in_.backend.fill(layout_.part(buffers.second_moment(client.state), group), 0.0f);
+    clients_.clear_moments(client, layout_.range(group));
     client.state.adam_steps[static_cast<std::size_t>(group)] = 0;
   }
 }
@@ -148,21 +143,13 @@ void Federation::restart_moments(HostedClient& client) {
 bool Federation::train_locally() {
   PhaseTimer timer(seconds_["train"]);
   const std::vector<Phase> plan = phases(round_);
-  std::vector<HostedClient*> waiting;
-  for (int client : present_) waiting.push_back(clients_.find(client));
-  // Members of a cohort go in step, so after a resume those that are equally far train together.
-  std::stable_sort(waiting.begin(), waiting.end(),
-                   [](const auto* a, const auto* b) { return a->state.steps_done > b->state.steps_done; });
-  const auto cohort = static_cast<std::size_t>(std::max(1, in_.options.cohort));
-  for (std::size_t begin = 0; begin < waiting.size();) {
-    std::size_t end = begin + 1;
-    while (end < waiting.size() && end - begin < cohort &&
-           waiting[end]->state.steps_done == waiting[begin]->state.steps_done &&
-           (!in_.method.moves_backbone() ||
-            group_of(waiting[end]->state.client) == group_of(waiting[begin]->state.client)))
-      ++end;
-    if (!train_cohort(std::span(waiting).subspan(begin, end - begin), plan)) return false;
-    begin = end;
+  int steps = 0;
+  for (const Phase& phase : plan) steps += phase.steps;
+  const std::vector<std::vector<HostedClient*>> all = cohorts(steps);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    clients_.ensure(all[i], Access::train);
+    if (i + 1 < all.size()) clients_.prefetch(all[i + 1], Access::train);
+    if (!train_cohort(all[i], plan)) return false;
   }
   return true;
 }
@@ -238,8 +225,9 @@ bool Federation::refit() {
   PhaseTimer timer(seconds_["train"]);
   const LocalTrainer::Hooks around = personalization_ ? hooks(phase) : LocalTrainer::Hooks{};
   // Everybody's model meets the new average, also a client's that was not sampled.
-  for (HostedClient& client : clients_.all()) {
-    if (!group_of(client.state.client)) continue;
+  std::vector<HostedClient*> waiting = clients_in_groups();
+  std::erase_if(waiting, [&](const HostedClient* client) { return client->state.refit_done >= phase.steps; });
+  return clients_.visit(waiting, Access::train, [&](HostedClient& client) {
     use_backbone_of(client.state.client);
     const Member member{&client.state, &client.data, client.data.of(Split::train)};
     while (client.state.refit_done < phase.steps) {
@@ -247,8 +235,8 @@ bool Federation::refit() {
       trainer_->step(std::span(&member, 1), round_, phase.trainable, around, phase.adapter);
       ++client.state.refit_done;
     }
-  }
-  return true;
+    return true;
+  });
 }
 
 bool Federation::any_rank(bool value) const {

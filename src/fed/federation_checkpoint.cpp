@@ -20,7 +20,8 @@ std::string group_file(int group) { return fmt::format("group-{:05}", group); }
 bool is_execution_option(const std::string& name) {
   static const char* const names[] = {
       "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads",    "reference-cache",
-      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation"};
+      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation",
+      "resident"};
   for (const char* known : names)
     if (name == known) return true;
   return false;
@@ -86,30 +87,33 @@ void Federation::save() {
       {"stage", stage_ == Stage::before_exchange ? "before-exchange" : "after-exchange"}};
   facts["groups"] = list_text(assignment_);
   facts["participants"] = list_text(drawn_);
+  facts["cohort"] = fmt::format("{}", cohort_.cohort);
+  facts["micro-rows"] = fmt::format("{}", cohort_.micro_rows);
   facts.merge(identity(in_));
   writer.commit(facts);
 }
 
-void Federation::restore() {
-  const auto reader = CheckpointReader::find(in_.world, checkpoint_directory());
-  if (!reader) return;
+void Federation::require_same_run(const CheckpointReader& reader) const {
   for (const auto& [name, value] : identity(in_)) {
-    auto found = reader->facts().find(name);
-    const std::string theirs = found == reader->facts().end() ? "none" : found->second;
+    auto found = reader.facts().find(name);
+    const std::string theirs = found == reader.facts().end() ? "none" : found->second;
     if (theirs != value)
       throw InputError(checkpoint_directory().string(), "--" + name.substr(name.find('.') + 1),
                        theirs + " as it was begun with", value);
   }
-  round_ = reader->round();
-  serial_ = reader->serial() + 1;
-  stage_ = reader->facts().at("stage") == "before-exchange" ? Stage::before_exchange : Stage::after_exchange;
-  clients_.load(*reader);
-  form_groups(parse_list(reader->facts().at("groups")));
-  drawn_ = parse_list(reader->facts().at("participants"));
+}
+
+void Federation::restore(const CheckpointReader& reader) {
+  round_ = reader.round();
+  serial_ = reader.serial() + 1;
+  stage_ = reader.facts().at("stage") == "before-exchange" ? Stage::before_exchange : Stage::after_exchange;
+  clients_.load(reader);
+  form_groups(parse_list(reader.facts().at("groups")));
+  drawn_ = parse_list(reader.facts().at("participants"));
   // Before the exchange the groups are those of the draw, which is then made again.
   resumed_ = stage_ == Stage::after_exchange;
   for (const auto& group : groups_) {
-    const SafetensorsFile file = reader->open(group_file(group->index()));
+    const SafetensorsFile file = reader.open(group_file(group->index()));
     const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.shared_size())};
     const auto values = file.read<float>("values", shape);
     group->server.values.assign(values.begin(), values.end());
@@ -129,7 +133,7 @@ void Federation::restore() {
     upload_server(*group);
   }
   if (history_) {
-    const SafetensorsFile file = reader->open("history");
+    const SafetensorsFile file = reader.open("history");
     for (const auto& [path, series] : std::map(history_->series())) {
       const auto values = file.read<double>(path);
       if (values.size() != series.values.size())

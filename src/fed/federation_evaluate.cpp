@@ -19,6 +19,7 @@ void Federation::use_backbone_of(int client) {
 }
 
 EvaluatedModel Federation::model_of(const HostedClient& client, std::span<const float> personal_weights) {
+  check(client.state.slot >= 0, "a model that is not on the device");
   const Adapter adapter = personalization_ ? Adapter::personal : Adapter::shared;
   return {clients_.buffers().parameters(adapter), client.state.slot, client.state.lora_weight, personal_weights};
 }
@@ -29,7 +30,7 @@ std::vector<float> Federation::weigh_instances(const HostedClient& client, std::
   policy_.use_backbone(in_.weights);
   const auto embed = [&](std::span<const ClientPair> list) {
     return embed_pairs(in_.pairs, policy_, clients_.buffers().parameters(), client.state.slot, list,
-                       in_.options.micro_rows);
+                       cohort_.micro_rows);
   };
   // A client's pairs lie in shuffled order: the first ones are a sample.
   const std::span<const ClientPair> train = client.data.of(Split::train);
@@ -49,7 +50,7 @@ const std::vector<float>& Federation::own_instance_weights(const HostedClient& c
 std::optional<Evaluation> Federation::evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
                                                   std::span<const float> weights, const std::function<bool()>& stop) {
   use_backbone_of(client.state.client);
-  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, in_.options.micro_rows, stop);
+  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, cohort_.micro_rows, stop);
 }
 
 bool Federation::evaluate_all(Point point) {
@@ -60,8 +61,7 @@ bool Federation::evaluate_all(Point point) {
   // after it.
   const bool same = round_ == 0 || pooled || (layout_.shared_size() == 0 && in_.options.refit == 0);
   if (same && point == Point::before) return true;
-  for (HostedClient& client : clients_.all()) {
-    if (!group_of(client.state.client)) continue;
+  return clients_.visit(clients_in_groups(), Access::read_values, [&](HostedClient& client) {
     for (Split split : splits_) {
       const auto evaluation =
           evaluate_on(client, client.data.of(split), own_instance_weights(client, split), stop_requested);
@@ -70,25 +70,29 @@ bool Federation::evaluate_all(Point point) {
       if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;
     }
     if (same) table_.copy_evaluation(client.row, Point::after, Point::before);
-  }
-  return true;
+    return true;
+  });
 }
 
 FinalMargins Federation::gather_margins() {
   FinalMargins margins;
   if (std::find(splits_.begin(), splits_.end(), Split::test) == splits_.end()) return margins;
+  // After a resume at the very end nothing was evaluated in this process.
+  const std::vector<HostedClient*> all = clients_in_groups();
+  std::vector<HostedClient*> missing = all;
+  std::erase_if(missing, [&](const HostedClient* client) { return last_test_.contains(client->state.client); });
+  clients_.visit(missing, Access::read_values, [&](HostedClient& client) {
+    last_test_[client.state.client] =
+        *evaluate_on(client, client.data.of(Split::test), own_instance_weights(client, Split::test), nullptr);
+    return true;
+  });
   KeyedRows own;
-  for (HostedClient& client : clients_.all()) {
-    if (!group_of(client.state.client)) continue;
-    // After a resume at the very end nothing was evaluated in this process.
-    if (!last_test_.contains(client.state.client))
-      last_test_[client.state.client] =
-          *evaluate_on(client, client.data.of(Split::test), own_instance_weights(client, Split::test), nullptr);
-    const Evaluation& e = last_test_[client.state.client];
+  for (const HostedClient* client : all) {
+    const Evaluation& e = last_test_[client->state.client];
     std::vector<double> numbers;
     for (const auto* list : {&e.margin, &e.margin_implicit, &e.margin_explicit})
       numbers.insert(numbers.end(), list->begin(), list->end());
-    own.add(client.state.client, numbers);
+    own.add(client->state.client, numbers);
   }
   for (const auto& [client, numbers] : own.gather(in_.world)) {
     const auto& pairs =
@@ -110,18 +114,17 @@ FinalMargins Federation::gather_margins() {
 CrossEvaluation Federation::cross_evaluate() {
   CrossEvaluation cross;
   const std::size_t n = in_.partition.clients.size();
-  std::map<int, std::vector<double>> accuracies;
-  for (std::size_t other = 0; other < n; ++other) {
-    const ClientData data = client_data(in_.partition, static_cast<int>(other), in_.reference);
-    const std::vector<ClientPair>& pairs = data.of(Split::test);
-    for (const HostedClient& client : clients_.all()) {
-      if (!group_of(client.state.client)) continue;
-      const auto evaluation = evaluate_on(client, pairs, weigh_instances(client, pairs), nullptr);
-      accuracies[client.state.client].push_back(evaluation->accuracy);
-    }
-  }
+  std::vector<std::vector<ClientPair>> tests;
+  for (std::size_t other = 0; other < n; ++other)
+    tests.push_back(client_data(in_.partition, static_cast<int>(other), in_.reference).of(Split::test));
   KeyedRows own;
-  for (const auto& [client, row] : accuracies) own.add(client, row);
+  clients_.visit(clients_in_groups(), Access::read_values, [&](HostedClient& client) {
+    std::vector<double> accuracies;
+    for (const std::vector<ClientPair>& pairs : tests)
+      accuracies.push_back(evaluate_on(client, pairs, weigh_instances(client, pairs), nullptr)->accuracy);
+    own.add(client.state.client, accuracies);
+    return true;
+  });
   const auto by_client = own.gather(in_.world);
   if (in_.world.rank() != 0) return cross;
   cross.num_clients = n;
@@ -141,8 +144,10 @@ NewClients Federation::fit_new_clients() {
   const std::vector<ServerState> states = server_states();
   std::optional<MovedBackbone> moved;
   KeyedRows own;
-  for (HostedClient& client : clients_.all()) {
-    if (group_of(client.state.client)) continue;
+  std::vector<HostedClient*> newcomers;
+  for (HostedClient& client : clients_.all())
+    if (!group_of(client.state.client)) newcomers.push_back(&client);
+  clients_.visit(newcomers, Access::train, [&](HostedClient& client) {
     const ClientShare& share = in_.partition.clients[static_cast<std::size_t>(client.state.client)];
     const auto receive = [&](std::size_t group) {
       if (layout_.shared_size() > 0) clients_.set_shared(client, states[group].values);
@@ -158,7 +163,7 @@ NewClients Federation::fit_new_clients() {
       if (adapter == Adapter::personal) weights = weigh_instances(client, pairs);
       const CohortParameters parameters = clients_.buffers().parameters(adapter);
       return *evaluate(in_.pairs, policy_, {parameters, client.state.slot, client.state.lora_weight, weights}, loss_,
-                       pairs, o.micro_rows, nullptr);
+                       pairs, cohort_.micro_rows, nullptr);
     };
     std::size_t best = 0;
     double best_loss = std::numeric_limits<double>::infinity();
@@ -190,7 +195,8 @@ NewClients Federation::fit_new_clients() {
     }
     const Evaluation after = score(Split::test, phase.adapter);
     own.add(client.state.client, std::vector<double>{static_cast<double>(best), received, after.accuracy, after.loss});
-  }
+    return true;
+  });
   policy_.use_backbone(in_.weights);
   fitted.steps = o.new_client_steps;
   for (const auto& [client, row] : own.gather(in_.world)) {

@@ -52,14 +52,19 @@ void Federation::upload_server(const AggregationGroup& group) {
 /// The same, and the server's values to the group's clients.
 void Federation::distribute(const AggregationGroup& group) {
   upload_server(group);
+  std::vector<HostedClient*> own;
   for (int client : group.clients()) {
     HostedClient* hosted = clients_.find(client);
     if (!hosted) continue;
     if (layout_.shared_size() > 0)
       clients_.set_shared(*hosted, group.server.values, server_on_device_.at(group.index()).view());
-    if (personalization_ && round_ > 0)
-      personalization_->after_exchange(local_step(hosted->state, clients_.buffers().values(hosted->state), View{}));
+    own.push_back(hosted);
   }
+  if (!personalization_ || !personalization_->acts_after_exchange() || round_ == 0) return;
+  clients_.visit(own, Access::change_values, [&](HostedClient& client) {
+    personalization_->after_exchange(local_step(client.state, clients_.buffers().values(client.state), View{}));
+    return true;
+  });
 }
 
 /// Whether this round somebody looks at single clients' results, or changes them, on the host.
@@ -218,13 +223,15 @@ std::map<std::string, std::vector<float>> Federation::average_payloads(const Agg
                                                                        std::span<const Contribution> own) {
   int shared_steps = 0;
   for (const Phase& phase : phases(round_)) shared_steps += trains(phase, true) ? phase.steps : 0;
-  for (const Contribution& c : own) {
-    if (!c.finite) continue;
-    ClientState& state = clients_.find(c.client)->state;
-    LocalStep end = local_step(state, clients_.buffers().values(state), View{});
+  std::vector<HostedClient*> counted;
+  for (const Contribution& c : own)
+    if (c.finite && in_.method.finishes_local()) counted.push_back(clients_.find(c.client));
+  clients_.visit(counted, Access::change_values, [&](HostedClient& client) {
+    LocalStep end = local_step(client.state, clients_.buffers().values(client.state), View{});
     end.step = shared_steps;
     in_.method.finish_local(end);
-  }
+    return true;
+  });
   std::map<std::string, std::vector<float>> means;
   for (const std::string& name : in_.method.payloads()) {
     std::vector<std::vector<float>> arrays;

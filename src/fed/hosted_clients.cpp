@@ -28,24 +28,53 @@ ClientData client_data(const Partition& partition, int client, const ReferenceLo
   return data;
 }
 
-HostedClients::HostedClients(Backend& backend, const ParameterLayout& layout, const Weights& weights,
-                             const Partition& partition, const ReferenceLogProbs& reference, std::vector<int> clients,
-                             const RoundTable& table, std::uint64_t seed)
-    : backend_(backend),
-      layout_(layout),
-      numbers_(std::move(clients)),
-      buffers_(backend, layout, static_cast<int>(numbers_.size())) {
-  std::vector<float> values(layout.size());
+HostedClients::HostedClients(Backend& backend, const ParameterLayout& layout, const Partition& partition,
+                             const ReferenceLogProbs& reference, std::vector<int> clients, const RoundTable& table)
+    : backend_(backend), layout_(layout), numbers_(std::move(clients)) {
+  clients_.reserve(numbers_.size());
   for (int client : numbers_) {
     HostedClient& hosted = clients_.emplace_back();
     hosted.state.client = client;
-    hosted.state.slot = static_cast<std::int32_t>(clients_.size()) - 1;
+    hosted.state.slot = -1;
     hosted.data = client_data(partition, client, reference);
     hosted.row = table.empty_row();
-    if (values.empty()) continue;
-    layout.initialize(seed, client, weights.head, values);
-    backend.copy_to_device(buffers_.values(hosted.state).data, values.data(), values.size() * sizeof(float));
   }
+}
+
+std::vector<ClientState*> HostedClients::states_of(std::span<HostedClient* const> clients) {
+  std::vector<ClientState*> states;
+  for (HostedClient* client : clients) states.push_back(&client->state);
+  return states;
+}
+
+void HostedClients::make_room(int resident) {
+  std::vector<ClientState*> states;
+  for (HostedClient& client : clients_) states.push_back(&client.state);
+  store_ = std::make_unique<ClientStore>(backend_, layout_, std::move(states), resident);
+}
+
+void HostedClients::initialize(const HeadWeights& pretrained_head, std::uint64_t seed) {
+  std::vector<float> values(layout_.size());
+  if (values.empty()) return;
+  for (HostedClient& client : clients_) {
+    layout_.initialize(seed, client.state.client, pretrained_head, values);
+    store_->write(client.state, StateRow::values, values);
+  }
+}
+
+void HostedClients::ensure(HostedClient& client, Access access) {
+  ClientState* const state = &client.state;
+  store_->ensure(std::span(&state, 1), access);
+}
+
+bool HostedClients::visit(std::span<HostedClient* const> clients, Access access,
+                          const std::function<bool(HostedClient&)>& work) {
+  for (std::size_t i = 0; i < clients.size(); ++i) {
+    ensure(*clients[i], access);
+    prefetch(clients.subspan(i + 1, std::min<std::size_t>(1, clients.size() - i - 1)), access);
+    if (!work(*clients[i])) return false;
+  }
+  return true;
 }
 
 void HostedClients::set_rank(HostedClient& client, int rank) {
@@ -63,7 +92,7 @@ HostedClient* HostedClients::find(int client) {
 
 void HostedClients::get_shared(const HostedClient& client, std::span<float> values) const {
   check(values.size() == layout_.shared_size(), "get_shared: another size");
-  backend_.copy_to_host(values.data(), buffers_.values(client.state).data, values.size_bytes());
+  store_->read(client.state, StateRow::values, values);
 }
 
 void HostedClients::set_shared(const HostedClient& client, std::span<const float> values) {
@@ -71,25 +100,21 @@ void HostedClients::set_shared(const HostedClient& client, std::span<const float
   if (client.rank > 0) {
     std::vector<float> own(values.begin(), values.end());
     layout_.truncate_rank(client.rank, own);
-    backend_.copy_to_device(buffers_.values(client.state).data, own.data(), values.size_bytes());
+    store_->write(client.state, StateRow::values, own);
     return;
   }
-  backend_.copy_to_device(buffers_.values(client.state).data, values.data(), values.size_bytes());
+  store_->write(client.state, StateRow::values, values);
 }
 
 void HostedClients::set_shared(const HostedClient& client, std::span<const float> values, ConstView on_device) {
-  const auto size = static_cast<std::int64_t>(layout_.shared_size());
-  if (client.rank > 0 || !shared_on_device(client).data) {
+  if (client.rank > 0 || !on_device.data || !store_->write_on_device(client.state, on_device))
     set_shared(client, values);
-  } else {
-    backend_.copy(on_device, buffers_.values(client.state).columns(0, size));
-  }
 }
 
 ConstView HostedClients::shared_on_device(const HostedClient& client) const {
   const auto size = static_cast<std::int64_t>(layout_.shared_size());
-  if (client.state.slot < 0 || size == 0) return {};
-  return buffers_.values(client.state).columns(0, size);
+  const ConstView values = store_->values_on_device(client.state);
+  return values.data && size > 0 ? values.columns(0, size) : ConstView{};
 }
 
 void HostedClients::save(CheckpointWriter& writer) const {
@@ -97,9 +122,9 @@ void HostedClients::save(CheckpointWriter& writer) const {
   std::vector<float> values(size), first(size), second(size);
   for (const HostedClient& client : clients_) {
     StateFile file;
-    backend_.copy_to_host(values.data(), buffers_.values(client.state).data, size * sizeof(float));
-    backend_.copy_to_host(first.data(), buffers_.first_moment(client.state).data, size * sizeof(float));
-    backend_.copy_to_host(second.data(), buffers_.second_moment(client.state).data, size * sizeof(float));
+    store_->read(client.state, StateRow::values, values);
+    store_->read(client.state, StateRow::first_moment, first);
+    store_->read(client.state, StateRow::second_moment, second);
     file.put("values", std::span<const float>(values));
     file.put("first_moment", std::span<const float>(first));
     file.put("second_moment", std::span<const float>(second));
@@ -127,13 +152,9 @@ void HostedClients::load(const CheckpointReader& reader) {
   for (HostedClient& client : clients_) {
     const SafetensorsFile file = reader.open(file_name(client.state.client));
     const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.size())};
-    const auto copy = [&](const char* name, View target) {
-      const auto values = file.read<float>(name, shape);
-      backend_.copy_to_device(target.data, values.data(), values.size_bytes());
-    };
-    copy("values", buffers_.values(client.state));
-    copy("first_moment", buffers_.first_moment(client.state));
-    copy("second_moment", buffers_.second_moment(client.state));
+    store_->write(client.state, StateRow::values, file.read<float>("values", shape));
+    store_->write(client.state, StateRow::first_moment, file.read<float>("first_moment", shape));
+    store_->write(client.state, StateRow::second_moment, file.read<float>("second_moment", shape));
     const std::int64_t num_counters[] = {num_groups + 3};
     const auto counters = file.read<std::int64_t>("counters", num_counters);
     std::copy_n(counters.begin(), num_groups, client.state.adam_steps.begin());

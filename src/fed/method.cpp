@@ -14,6 +14,8 @@ void FederatedMethod::adjust_step(const LocalStep&) const {}
 
 void FederatedMethod::finish_local(const LocalStep&) const {}
 
+std::size_t FederatedMethod::client_state_size(const ParameterLayout&) const { return 0; }
+
 void FederatedMethod::update_server(ServerState& server, const ServerRound& round) const {
   std::copy(round.average.begin(), round.average.end(), server.values.begin());
 }

@@ -23,6 +23,7 @@ class Description {
   template <class Number>
   requires std::is_arithmetic_v<Number>
   void number(const char* option, Number value) { text_[option] = fmt::format("{}", value); }
+  void number_or_auto(const char* option, int value) { text_[option] = value > 0 ? fmt::format("{}", value) : "auto"; }
   void text(const char* option, std::string value) { text_[option] = std::move(value); }
   template <class Enum, std::size_t N>
   void word(const char* option, const std::array<NamedValue<Enum>, N>& names, Enum value) {
@@ -128,8 +129,9 @@ void describe_execution(const RunOptions& options, Description& out) {
   out.text("device", options.device);
   out.word("precision", precision_names, options.precision);
   out.number("threads", options.threads);
-  out.number("cohort", options.cohort);
-  out.number("micro-rows", options.micro_rows);
+  out.number_or_auto("cohort", options.cohort);
+  out.number_or_auto("micro-rows", options.micro_rows);
+  out.number_or_auto("resident", options.resident);
   out.word("graphs", graphs_names, options.graphs);
   out.number("eval-every", options.eval_every);
   out.number("aggregation-error-every", options.aggregation_error_every);

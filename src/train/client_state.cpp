@@ -14,12 +14,12 @@ RoundSums RoundSums::unpack(std::span<const double> f) {
   return {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7] != 0};
 }
 
-ClientBuffers::ClientBuffers(Backend& backend, const ParameterLayout& layout, int num_clients)
+ClientBuffers::ClientBuffers(Backend& backend, const ParameterLayout& layout, int num_slots)
     : size_(static_cast<std::int64_t>(layout.size())), stride_((size_ + 15) / 16 * 16) {
-  if (num_clients == 0 || size_ == 0) return;
-  values_ = Tensor(backend, num_clients, stride_);
-  first_ = Tensor(backend, num_clients, stride_);
-  second_ = Tensor(backend, num_clients, stride_);
+  if (num_slots == 0 || size_ == 0) return;
+  values_ = Tensor(backend, num_slots, stride_);
+  first_ = Tensor(backend, num_slots, stride_);
+  second_ = Tensor(backend, num_slots, stride_);
 }
 
 View ClientBuffers::row(const Tensor& tensor, const ClientState& client) const {

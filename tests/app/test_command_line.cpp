@@ -111,6 +111,7 @@ const std::vector<OptionCase>& option_cases() {
       {"threads", "4", "4", {}},
       {"cohort", "5", "5", {}},
       {"micro-rows", "77", "77", {}},
+      {"resident", "6", "6", {}},
       {"eval-every", "5", "5", {}},
       {"aggregation-error-every", "3", "3", {}},
       {"eval-splits", "test", "test", {}},

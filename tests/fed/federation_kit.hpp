@@ -42,7 +42,11 @@ class Spy : public FederatedMethod {
     last[{step.client, step.round}] = seen(step);
   }
   void finish_local(const LocalStep& step) const override { inner_->finish_local(step); }
+  bool finishes_local() const override { return inner_->finishes_local(); }
   std::vector<std::string> payloads() const override { return inner_->payloads(); }
+  std::size_t client_state_size(const ParameterLayout& layout) const override {
+    return inner_->client_state_size(layout);
+  }
   void update_server(ServerState& server, const ServerRound& round) const override {
     averages.emplace_back(round.average.begin(), round.average.end());
     inner_->update_server(server, round);

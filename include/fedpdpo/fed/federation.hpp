@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fedpdpo/fed/aggregator.hpp"
+#include "fedpdpo/fed/cohort.hpp"
 #include "fedpdpo/fed/hosted_clients.hpp"
 #include "fedpdpo/fed/moving_backbone.hpp"
 #include "fedpdpo/fed/options.hpp"
@@ -44,6 +45,8 @@ class Federation {
   void run(RunFile* run_file);
 
   const ParameterLayout& layout() const { return layout_; }
+  /// How the clients are trained here: what --cohort, --micro-rows and --resident came to.
+  std::map<std::string, std::string> execution_facts() const;
 
  private:
   enum class Stage : std::uint8_t { before_exchange, after_exchange };
@@ -77,6 +80,11 @@ class Federation {
   // routes of sums (federation_routes.cpp)
   void choose_routes();
 
+  // cohorts (federation_cohort.cpp)
+  void take_cohort(const CheckpointReader* begun);
+  std::optional<std::string> allocate(const CohortChoice& choice, std::size_t pass_bytes);
+  std::vector<std::vector<HostedClient*>> cohorts(int steps);
+  std::vector<HostedClient*> clients_in_groups();
   bool train_locally();
   bool train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan);
   bool trains(const Phase& phase, bool shared) const;
@@ -121,7 +129,8 @@ class Federation {
   bool any_rank(bool value) const;
   void save();
   void save_or_throw(bool stop);
-  void restore();
+  void require_same_run(const CheckpointReader& reader) const;
+  void restore(const CheckpointReader& reader);
   std::filesystem::path checkpoint_directory() const;
   std::vector<ClientPair> pooled_pairs() const;
 
@@ -132,6 +141,8 @@ class Federation {
   LossOptions loss_;
   Policy policy_;
   HostedClients clients_;
+  CohortChoice cohort_;
+  std::vector<std::int64_t> resident_;  // clients with state on the device, by rank
   std::unique_ptr<LocalTrainer> trainer_;
   std::unique_ptr<Personalization> personalization_;       // may be null
   std::vector<int> assignment_;                            // group of every client, -1: a new client

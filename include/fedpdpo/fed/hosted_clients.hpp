@@ -1,14 +1,16 @@
 // The clients that a rank hosts: their data with reference log-probabilities, their state, and moving that state to and
-// from checkpoints.
+// from the device and checkpoints.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "fedpdpo/data/placement.hpp"
 #include "fedpdpo/fed/reference.hpp"
 #include "fedpdpo/fed/round_table.hpp"
 #include "fedpdpo/record/checkpoint.hpp"
-#include "fedpdpo/train/client_state.hpp"
+#include "fedpdpo/train/client_store.hpp"
 
 namespace fedpdpo {
 
@@ -27,16 +29,36 @@ struct HostedClient {
 
 class HostedClients {
  public:
-  /// `clients`: numbers of the clients, ascending. Everybody starts at the layout's initial values.
-  HostedClients(Backend& backend, const ParameterLayout& layout, const Weights& weights, const Partition& partition,
-                const ReferenceLogProbs& reference, std::vector<int> clients, const RoundTable& table,
-                std::uint64_t seed);
+  /// `clients`: numbers of the clients, ascending. Their state has no place yet.
+  HostedClients(Backend& backend, const ParameterLayout& layout, const Partition& partition,
+                const ReferenceLogProbs& reference, std::vector<int> clients, const RoundTable& table);
+
+  /// Makes room for everybody's state, of at most `resident` clients at once on the device. OutOfDeviceMemory where it
+  /// has not so much: then there is none.
+  void make_room(int resident);
+  /// Gives the room back.
+  void release_room() { store_.reset(); }
+  /// Everybody to the layout's initial values.
+  void initialize(const HeadWeights& pretrained_head, std::uint64_t seed);
 
   std::vector<HostedClient>& all() { return clients_; }
   std::span<const int> numbers() const { return numbers_; }
   /// The hosted client of that number, or nullptr.
   HostedClient* find(int client);
-  ClientBuffers& buffers() { return buffers_; }
+  ClientBuffers& buffers() { return store_->buffers(); }
+  /// True where the state of all is on the device, always.
+  bool all_resident() const { return store_->holds_everybody(); }
+
+  /// ClientStore::ensure and prefetch.
+  void ensure(std::span<HostedClient* const> clients, Access access) { store_->ensure(states_of(clients), access); }
+  void ensure(HostedClient& client, Access access);
+  void prefetch(std::span<HostedClient* const> clients, Access access) { store_->prefetch(states_of(clients), access); }
+  /// work(client) for each in turn, its state on the device and the next one's on its way there; ends where `work`
+  /// returns false, and returns that.
+  bool visit(std::span<HostedClient* const> clients, Access access, const std::function<bool(HostedClient&)>& work);
+
+  /// Zeros in both of a client's moments.
+  void clear_moments(const HostedClient& client, ParameterRange range) { store_->clear_moments(client.state, range); }
 
   /// Gives the client's LoRA a rank of its own, at most the layout's.
   void set_rank(HostedClient& client, int rank);
@@ -53,11 +75,13 @@ class HostedClients {
   void load(const CheckpointReader& reader);
 
  private:
+  static std::vector<ClientState*> states_of(std::span<HostedClient* const> clients);
+
   Backend& backend_;
   const ParameterLayout& layout_;
   std::vector<int> numbers_;
   std::vector<HostedClient> clients_;
-  ClientBuffers buffers_;
+  std::unique_ptr<ClientStore> store_;
 };
 
 /// A client's pairs with the reference as the client sees it.

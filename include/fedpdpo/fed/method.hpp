@@ -118,10 +118,15 @@ class FederatedMethod {
   virtual void adjust_gradient(const LocalStep& step) const;
   /// Called for the same steps, after the optimizer's.
   virtual void adjust_step(const LocalStep& step) const;
-  /// Called once a round for every client whose result is counted, after its last local step.
+  /// Called once a round for every client whose result is counted, after its last local step, where finishes_local().
   virtual void finish_local(const LocalStep& step) const;
+  /// True where finish_local does anything: it brings every such client's values to the device. Default: where there
+  /// are payloads.
+  virtual bool finishes_local() const { return !payloads().empty(); }
   /// Names of the client arrays (over the shared span) that travel beside y_i; the server rule gets their plain means.
   virtual std::vector<std::string> payloads() const { return {}; }
+  /// Numbers in the arrays of a client's state (LocalStep::client_array), for the prediction of memory.
+  virtual std::size_t client_state_size(const ParameterLayout& layout) const;
   /// The server rule. Default: x <- average.
   virtual void update_server(ServerState& server, const ServerRound& round) const;
   /// What travels in a round. Default: the shared span up and down, and every payload up.

@@ -71,8 +71,9 @@ struct RunOptions {
   std::string device = "cpu";
   Precision precision = Precision::fp32;
   int threads = 1;
-  int cohort = 1;         ///< clients trained in lock-step by a rank
-  int micro_rows = 1024;  ///< packed rows per forward and backward pass
+  int cohort = 0;      ///< clients trained in lock-step by a rank; 0: auto (fed/cohort.hpp)
+  int micro_rows = 0;  ///< packed rows per forward and backward pass; 0: auto
+  int resident = 0;    ///< clients whose state is on the device at once, the others' is swapped; 0: auto
   Graphs graphs = Graphs::small_passes;
   // output
   int eval_every = 1;

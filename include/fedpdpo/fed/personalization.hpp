@@ -29,8 +29,12 @@ class Personalization {
   virtual void adjust_gradient(const LocalStep& step) const;
   /// After every optimizer step; `adapter` is the phase's.
   virtual void adjust_step(const LocalStep& step, Adapter adapter) const;
-  /// After the exchange (and before the first round), when y has become x; for every client.
+  /// After the exchange, when y has become x; for every client, where acts_after_exchange().
   virtual void after_exchange(const LocalStep& step) const;
+  /// True where after_exchange does anything: it brings every client's values to the device.
+  virtual bool acts_after_exchange() const { return false; }
+  /// As FederatedMethod::client_state_size.
+  virtual std::size_t client_state_size(const ParameterLayout&) const { return 0; }
   /// True where both adapters count in an evaluation, by an instance's likeness to the client's data.
   virtual bool weighs_instances() const { return false; }
 };

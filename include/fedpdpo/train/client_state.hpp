@@ -44,7 +44,7 @@ struct RoundSums {
 
 struct ClientState {
   int client = 0;
-  std::int32_t slot = 0;  ///< in the rank's buffers
+  std::int32_t slot = 0;  ///< in the rank's buffers, at present; -1: none (ClientStore)
   float lora_weight = 1;  ///< its LoRA's scale over the layout's: r / r_k where it has a rank of its own
   std::array<std::int64_t, num_groups> adam_steps{};
   std::int64_t pairs_drawn = 0;  ///< position in the endless shuffled list of its train pairs
@@ -54,10 +54,10 @@ struct ClientState {
   std::map<std::string, Tensor> method_state;
 };
 
-/// The buffers of all clients that a rank hosts: slot s at s * stride.
+/// The clients' state on the device: slot s at s * stride.
 class ClientBuffers {
  public:
-  ClientBuffers(Backend& backend, const ParameterLayout& layout, int num_clients);
+  ClientBuffers(Backend& backend, const ParameterLayout& layout, int num_slots);
 
   std::int64_t stride() const { return stride_; }
   View values(const ClientState& client) const { return row(values_, client); }
@@ -72,7 +72,7 @@ class ClientBuffers {
   View row(const Tensor& tensor, const ClientState& client) const;
 
   std::int64_t size_, stride_;
-  Tensor values_, first_, second_;  // (clients, stride)
+  Tensor values_, first_, second_;  // (slots, stride)
 };
 
 }  // namespace fedpdpo

@@ -50,7 +50,7 @@ class LocalTrainer {
     Hook before_step, after_step;
   };
 
-  /// `gradient_slots`: 1 where members are trained one at a time, else the number of clients that the rank hosts.
+  /// `gradient_slots`: 1 where members are trained one at a time, else the number of slots that `buffers` has.
   LocalTrainer(Backend& backend, const PairSet& pairs, const ParameterLayout& layout, Policy& policy,
                ClientBuffers& buffers, const TrainerOptions& options, int gradient_slots);
 

@@ -67,8 +67,7 @@ void Apfl::adjust_gradient(const LocalStep& step) const {
   const double a = share(step);
   const std::array<Factor, 2> both = factors(step);
   constexpr Group personal[] = {Group::personal_a, Group::personal_b};
-  const View gradients[] = {step.layout.part(step.gradient, personal[0]),
-                            step.layout.part(step.gradient, personal[1])};
+  const View gradients[] = {step.layout.part(step.gradient, personal[0]), step.layout.part(step.gradient, personal[1])};
   double slope = 0;
   for (std::size_t i = 0; i < both.size(); ++i)
     if (step.trains(personal[i]))  // else its gradient is garbage
@@ -90,6 +89,10 @@ void Apfl::adjust_step(const LocalStep& step, Adapter adapter) const {
 }
 
 void Apfl::after_exchange(const LocalStep& step) const { mix(step); }
+
+std::size_t Apfl::client_state_size(const ParameterLayout& layout) const {
+  return layout.range(Group::personal_a).size() + layout.range(Group::personal_b).size() + 1;
+}
 
 void Apfl::mix(const LocalStep& step) const {
   const auto a = static_cast<float>(share(step));

@@ -45,6 +45,7 @@ class Scaffold : public FedAvg {
   void adjust_step(const LocalStep& step) const override;
   void finish_local(const LocalStep& step) const override;
   std::vector<std::string> payloads() const override { return {"control_change"}; }
+  std::size_t client_state_size(const ParameterLayout& layout) const override { return 2 * layout.shared_size(); }
   void update_server(ServerState& server, const ServerRound& round) const override;
   Traffic traffic(const TrafficRound& round) const override;
 };

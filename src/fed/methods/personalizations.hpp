@@ -22,6 +22,8 @@ class Apfl : public Personalization {
   void adjust_gradient(const LocalStep& step) const override;
   void adjust_step(const LocalStep& step, Adapter adapter) const override;
   void after_exchange(const LocalStep& step) const override;
+  bool acts_after_exchange() const override { return true; }
+  std::size_t client_state_size(const ParameterLayout& layout) const override;
   /// The personal LoRA's share.
   double share(const LocalStep& step) const;
 
