@@ -10,6 +10,7 @@
 
 #include "fedpdpo/backend/cuda.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/cohort.hpp"
 #include "fedpdpo/train/local_trainer.hpp"
 
 namespace fedpdpo {

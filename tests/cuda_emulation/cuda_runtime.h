@@ -137,7 +137,9 @@ unsigned char* block_memory();
 /// Copies into it when this thread waits for it, zeros where not `valid`.
 void copy_later(void* to, const void* from, std::size_t bytes, bool valid);
 void finish_copies();
-/// Ends the test with `what` and the running thread where the condition does not hold.
+/// Ends the test with `what` and the running thread.
+[[noreturn]] void fail(const char* what);
+/// The same where the condition does not hold.
 void require(bool condition, const char* what);
 /// That `bytes` from there lie in the block's dynamic shared memory, at a multiple of their number.
 void require_in_block_memory(const void* from, std::size_t bytes);
