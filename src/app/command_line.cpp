@@ -132,7 +132,7 @@ void resolve(CommandLine& line, const GivenByName& given) {
 }
 
 // Values that follow from others.
-void derive(CommandLine& line, const GivenByName& given) {
+void derive(CommandLine& line) {
   RunOptions& run = line.run;
   if (!run.adapter.reward_head) run.loss.lambda = run.loss.mu = 0;
   if (run.checkpoint_dir.empty() && !run.out.empty()) {
@@ -184,7 +184,7 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   add_config(given);
   resolve(line, given);
   check_consistency(line, given);
-  derive(line, given);
+  derive(line);
   return line;
 }
 

@@ -22,6 +22,7 @@ class TimedBackend final : public Backend {
   bool supports_bf16_activations() const override { return inner_.supports_bf16_activations(); }
   std::string device_identity() const override { return inner_.device_identity(); }
   void* native_stream() const override { return inner_.native_stream(); }
+  std::optional<DeviceMemory> memory() const override { return inner_.memory(); }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override {
     timed("copy_to_device", [&] { inner_.copy_to_device(device, host, bytes); });
   }

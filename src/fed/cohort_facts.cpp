@@ -77,14 +77,14 @@ CohortFacts cohort_facts(const CohortInput& in, std::span<const int> clients, in
     arrays += in.layout.has(Group::lora_b) && in.layout.is_shared(Group::lora_b) ? in.layout.range(Group::lora_b).size()
                                                                                  : in.layout.shared_size();
   // Of every group that may have a client here: the server's values, and its backbone where the method moves it.
-  const int num_groups = o.groups == GroupKind::all        ? 1
-                         : o.groups == GroupKind::domain   ? static_cast<int>(in.pairs.files.size())
-                         : o.groups == GroupKind::clusters ? o.num_clusters
-                                                           : candidates;
+  const int aggregation_groups = o.groups == GroupKind::all        ? 1
+                                 : o.groups == GroupKind::domain   ? static_cast<int>(in.pairs.files.size())
+                                 : o.groups == GroupKind::clusters ? o.num_clusters
+                                                                   : candidates;
   std::size_t server = in.layout.shared_size() * number;
   if (in.method.moves_backbone()) server += weight_bytes(in.config, DType::f32);
-  facts.other_bytes =
-      arrays * number * clients.size() + server * static_cast<std::size_t>(std::min(num_groups, facts.num_clients));
+  facts.other_bytes = arrays * number * clients.size() +
+                      server * static_cast<std::size_t>(std::min(aggregation_groups, facts.num_clients));
   facts.pass_bytes = [&policy = in.policy](std::int64_t n) { return policy.buffer_bytes(n, Pass::train); };
   return facts;
 }

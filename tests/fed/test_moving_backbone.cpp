@@ -98,7 +98,8 @@ TEST(HostedRank, TruncatesWhatTheServerSendsAndScales) {
   const ParameterLayout layout(tiny_model(), tiny_adapter(2, 4), lora);
   Partition partition;
   partition.clients.resize(2);
-  HostedClients clients(*backend, layout, {}, partition, {}, {0, 1}, RoundTable({}), 1);
+  HostedClients clients(*backend, layout, partition, {}, {0, 1}, RoundTable({}));
+  clients.make_room(2);
   clients.set_rank(*clients.find(0), 1);
   EXPECT_EQ(clients.find(0)->state.lora_weight, 2) << "alpha / 1 over alpha / 2";
   EXPECT_EQ(clients.find(1)->state.lora_weight, 1);

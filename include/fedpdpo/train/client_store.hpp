@@ -51,8 +51,8 @@ class ClientStore {
   void write(const ClientState& client, StateRow row, std::span<const float> numbers, std::size_t begin = 0);
   /// The client's values where they lie on the device; nothing where they do not.
   ConstView values_on_device(const ClientState& client);
-  /// Copies numbers (1, n) in device memory over the first n of the client's values; false, and nothing done, where these
-  /// are not on the device.
+  /// Copies numbers (1, n) in device memory over the first n of the client's values; false, and nothing done, where
+  /// these are not on the device.
   bool write_on_device(const ClientState& client, ConstView numbers);
   /// Zeros in a range of both moments.
   void clear_moments(const ClientState& client, ParameterRange range);
