@@ -85,6 +85,20 @@ class Contract {
     }
     return require(p.data != nullptr || rows * cols == 0, "client matrix without memory");
   }
+  /// Columns in order within u and y, factors of one shape with their gradients.
+  const Contract& sites(std::span<const LowRankSite> sites, std::int64_t u_cols, std::int64_t y_cols) const {
+    std::int64_t u_last = 0, y_last = 0;
+    for (const LowRankSite& site : sites) {
+      require(site.u_begin >= u_last && site.begin >= y_last && site.end > site.begin && site.b.cols > 0,
+              "sites: columns in order, disjoint and not empty");
+      u_last = site.u_begin + site.b.cols;
+      y_last = site.end;
+      require(u_last <= u_cols && y_last <= y_cols, "sites: columns lie within u and y");
+      client(site.b, "B", site.end - site.begin, site.b.cols);
+      if (site.d_b.data != nullptr) client(site.d_b, "d_B", site.b.rows, site.b.cols);
+    }
+    return *this;
+  }
   const Contract& attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv) const {
     require(shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
                 shape.num_heads > 0,
@@ -290,6 +304,42 @@ void Backend::grouped_outer(std::span<const MemberRows> members, float alpha, Co
   contract.activations(*this, d_y, "d_y").activations(*this, x, "x", d_y.rows, x.cols).members(members, x.rows);
   contract.require(x.cols > 0 && d_y.cols > 0, "matrices have columns").client(d_p, "d_P", d_y.cols, x.cols);
   do_grouped_outer(members, alpha, d_y, x, d_p, mode);
+}
+
+void Backend::low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
+                          std::span<const LowRankSite> sites, View y) {
+  const Contract contract("low_rank_up");
+  contract.matrix(u, "u").activations(*this, y, "y", u.rows, y.cols).members(members, u.rows);
+  contract.sites(sites, u.cols, y.cols);
+  do_low_rank_up(members, alpha, u, sites, y);
+}
+
+void Backend::do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
+                             std::span<const LowRankSite> sites, View y) {
+  for (const LowRankSite& site : sites)
+    do_grouped_matmul(members, Multiply::by_transpose, alpha, u.columns(site.u_begin, site.u_begin + site.b.cols),
+                      site.b, y.columns(site.begin, site.end), Write::accumulate);
+}
+
+void Backend::low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
+                                   std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) {
+  const Contract contract("low_rank_up_backward");
+  contract.matrix(u, "u").activations(*this, d_y, "d_y", u.rows, d_y.cols).matrix(d_u, "d_u", u.rows, u.cols);
+  contract.members(members, u.rows).sites(sites, u.cols, d_y.cols);
+  contract.require(d_u.data != u.data || u.rows == 0, "d_u is not u itself");
+  do_low_rank_up_backward(members, alpha, u, sites, d_y, d_u, d_b_mode);
+}
+
+void Backend::do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
+                                      std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) {
+  for (const LowRankSite& site : sites) {
+    ConstView d_site = d_y.columns(site.begin, site.end);
+    const std::int64_t u_end = site.u_begin + site.b.cols;
+    do_grouped_matmul(members, Multiply::by_matrix, alpha, d_site, site.b, d_u.columns(site.u_begin, u_end),
+                      Write::overwrite);
+    if (site.d_b.data != nullptr)
+      do_grouped_outer(members, alpha, d_site, u.columns(site.u_begin, u_end), site.d_b, d_b_mode);
+  }
 }
 
 void Backend::grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) {

@@ -100,6 +100,13 @@ class TimedBackend final : public Backend {
                         Write mode) override {
     timed("grouped_outer", [&] { inner_.grouped_outer(members, alpha, d_y, x, d_p, mode); });
   }
+  void do_low_rank_up(Members members, float alpha, ConstView u, std::span<const LowRankSite> sites, View y) override {
+    timed("low_rank_up", [&] { inner_.low_rank_up(members, alpha, u, sites, y); });
+  }
+  void do_low_rank_up_backward(Members members, float alpha, ConstView u, std::span<const LowRankSite> sites,
+                               ConstView d_y, View d_u, Write d_b_mode) override {
+    timed("low_rank_up_backward", [&] { inner_.low_rank_up_backward(members, alpha, u, sites, d_y, d_u, d_b_mode); });
+  }
   void do_grouped_add_bias(Members members, ConstClientMatrix b, View y) override {
     timed("grouped_add_bias", [&] { inner_.grouped_add_bias(members, b, y); });
   }

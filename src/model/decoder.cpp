@@ -154,18 +154,24 @@ void Decoder::apply_dropout(const BatchView& batch, const LoraDropout& dropout, 
   }
 }
 
+std::span<const LowRankSite> Decoder::lora_sites(const CohortParameters& p, const CohortGradients& g, Adapter adapter,
+                                                 int layer, Block block) {
+  sites_.clear();
+  for (const LoraSite& site : layout_.sites(layer, block)) {
+    const int b = site.b_of(adapter);
+    sites_.push_back({site.begin, site.end, site.u_begin, layout_.matrix(b, p.values, p.slot_stride), {}});
+    if (g.wants(group_b(adapter))) sites_.back().d_b = layout_.matrix(b, g.values, g.slot_stride);
+  }
+  return sites_;
+}
+
 /// y += s B u with u = w A x, w by row.
 void Decoder::lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights,
                         int layer, Block block, ConstView input, View u, View y) {
   backend_.grouped_matmul(batch.members, Multiply::by_transpose, 1.0f, input,
                           layout_.stacked_a(layer, block, adapter, p.values, p.slot_stride), u, Write::overwrite);
   if (row_weights.data) backend_.scale_rows(row_weights, u);
-  const std::int32_t rank = layout_.options().lora_rank;
-  for (const LoraSite& site : layout_.sites(layer, block))
-    backend_.grouped_matmul(batch.members, Multiply::by_transpose, layout_.lora_scale(),
-                            u.columns(site.u_begin, site.u_begin + rank),
-                            layout_.matrix(site.b_of(adapter), p.values, p.slot_stride),
-                            y.columns(site.begin, site.end), Write::accumulate);
+  backend_.low_rank_up(batch.members, layout_.lora_scale(), u, lora_sites(p, {}, adapter, layer, block), y);
 }
 
 void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,

@@ -16,22 +16,12 @@ void Decoder::norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, W
 
 void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
                             const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View* d_x) {
-  std::span<const LoraSite> sites = layout_.sites(layer, block);
+  const std::span<const LowRankSite> sites = lora_sites(p, g, p.adapter, layer, block);
   if (sites.empty()) return;
-  const std::int32_t rank = layout_.options().lora_rank;
-  const float scale = layout_.lora_scale();
-  const std::int64_t width = static_cast<std::int64_t>(sites.size()) * rank;
+  const std::int64_t width = static_cast<std::int64_t>(sites.size()) * layout_.options().lora_rank;
   ConstView u = layers_[slot(layer)].low_rank[static_cast<std::size_t>(block)].first(x.rows);
   View d_u{d_low_rank_.view().data, x.rows, width, width, DType::f32};
-  for (const LoraSite& site : sites) {
-    ConstView d_site = d_y.columns(site.begin, site.end);
-    backend_.grouped_matmul(batch.members, Multiply::by_matrix, scale, d_site,
-                            layout_.matrix(site.b_of(p.adapter), p.values, p.slot_stride),
-                            d_u.columns(site.u_begin, site.u_begin + rank), Write::overwrite);
-    if (g.wants(group_b(p.adapter)))
-      backend_.grouped_outer(batch.members, scale, d_site, u.columns(site.u_begin, site.u_begin + rank),
-                             layout_.matrix(site.b_of(p.adapter), g.values, g.slot_stride), g.write);
-  }
+  backend_.low_rank_up_backward(batch.members, layout_.lora_scale(), u, sites, d_y, d_u, g.write);
   if (batch.lora_weights.shared.data) backend_.scale_rows(batch.lora_weights.shared, d_u);
   View dropped{};
   if (dropout.p > 0) {
@@ -49,6 +39,14 @@ void Decoder::lora_backward(const BatchView& batch, const CohortParameters& p, c
   } else {
     backend_.grouped_matmul(batch.members, Multiply::by_matrix, 1.0f, d_u, a, *d_x, Write::accumulate);
   }
+}
+
+/// The gradient of the stream, d_x, as a block's output gets it: in the dtype of activations.
+ConstView Decoder::stream_gradient(View d_x) {
+  if (activations_ == DType::f32) return d_x;
+  View d_y = delta_.first(d_x.rows);
+  backend_.copy(d_x, d_y);
+  return d_y;
 }
 
 void Decoder::linear_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
@@ -86,7 +84,8 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
 
     activate(up, activated);
     View d_activated = inner(config_.intermediate_size), d_up = wide(config_.up_width());
-    linear_backward(batch, parameters, gradients, dropout, layer, Block::down, activated, d_x, d_activated);
+    linear_backward(batch, parameters, gradients, dropout, layer, Block::down, activated, stream_gradient(d_x),
+                    d_activated);
     if (config_.gated_mlp) {
       backend_.gated_activation_backward(config_.activation, up, d_activated, d_up);
     } else {
@@ -97,7 +96,8 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
     norm_backward(middle, w.mlp_norm, d_normed, d_x, Write::accumulate);
 
     View d_attended = inner(config_.num_heads * config_.head_dim), d_qkv = wide(config_.qkv_width());
-    linear_backward(batch, parameters, gradients, dropout, layer, Block::output, attended, d_x, d_attended);
+    linear_backward(batch, parameters, gradients, dropout, layer, Block::output, attended, stream_gradient(d_x),
+                    d_attended);
     backend_.attention_backward(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows), d_attended,
                                 d_qkv);
     if (config_.rotary_dim > 0)

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -173,6 +174,42 @@ class OperationTest : public testing::TestWithParam<BackendCase> {
       norm += expected.values[i] * expected.values[i];
     }
     return difference == 0 ? 0 : std::sqrt(difference / norm);
+  }
+
+  /// Slots of per-client matrices, apart from one another by a few NaN.
+  struct Slots {
+    Buffer buffer;
+    ClientMatrix matrix;
+  };
+  Slots slots(const std::vector<Matrix>& matrices, std::int64_t left = 2, std::int64_t right = 3) {
+    const std::int64_t rows = matrices[0].rows, cols = matrices[0].cols;
+    Matrix flat(static_cast<std::int64_t>(matrices.size()), rows * cols);
+    for (std::size_t s = 0; s < matrices.size(); ++s) {
+      std::copy(matrices[s].values.begin(), matrices[s].values.end(),
+                flat.values.begin() + static_cast<std::int64_t>(s) * rows * cols);
+    }
+    Slots result{put(flat, left, right), {}};
+    result.matrix = {result.buffer.view.f32(), rows, cols, result.buffer.view.stride};
+    return result;
+  }
+  std::vector<Matrix> from_slots(const Slots& slots) {
+    const Matrix flat = get(slots.buffer);
+    std::vector<Matrix> matrices;
+    for (std::int64_t s = 0; s < flat.rows; ++s) {
+      Matrix m(slots.matrix.rows, slots.matrix.cols);
+      std::copy_n(flat.values.begin() + s * flat.cols, flat.cols, m.values.begin());
+      matrices.push_back(m);
+    }
+    expect_guard(slots.buffer);
+    return matrices;
+  }
+  static Matrix rows_of(const Matrix& m, const MemberRows& member) {
+    Matrix part(member.end - member.begin, m.cols);
+    std::copy_n(m.values.begin() + member.begin * m.cols, part.values.size(), part.values.begin());
+    return part;
+  }
+  static void set_rows(Matrix& m, const MemberRows& member, const Matrix& part) {
+    std::copy(part.values.begin(), part.values.end(), m.values.begin() + member.begin * m.cols);
   }
 
   std::unique_ptr<Backend> backend_;

@@ -100,6 +100,29 @@ TEST_P(Contracts, Members) {
   EXPECT_CONTRACT(backend_->grouped_column_sum(members, x, bias, Write::overwrite));
 }
 
+TEST_P(Contracts, LowRankSites) {
+  const View u = f32(6, 4), d_u = f32(6, 4), y = f32(6, 9), p = f32(2, 10), g = f32(2, 10);
+  const std::vector<MemberRows> members = {{0, 2, 0}, {2, 6, 1}};
+  const auto b = [&](std::int64_t rows, std::int64_t cols) { return ClientMatrix{p.f32(), rows, cols, 10}; };
+  const auto run = [&](std::vector<LowRankSite> sites, View gradient) {
+    backend_->low_rank_up(members, 1, u, sites, y);
+    backend_->low_rank_up_backward(members, 1, u, sites, y, gradient, Write::overwrite);
+  };
+  EXPECT_NO_THROW(run({{0, 5, 0, b(5, 2), {}}, {5, 9, 2, b(4, 2), {g.f32(), 4, 2, 10}}}, d_u));
+  EXPECT_NO_THROW(run({}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 2), {}}, {4, 9, 2, b(5, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 2), {}}, {5, 9, 1, b(4, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{5, 10, 0, b(5, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 3, b(5, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(4, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 0), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 0, 0, b(0, 2), {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, {nullptr, 5, 2, 10}, {}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 2), {g.f32(), 2, 5, 10}}}, d_u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 2), {}}}, u));
+  EXPECT_CONTRACT(run({{0, 5, 0, b(5, 2), {}}}, d_u.columns(0, 3)));
+}
+
 TEST_P(Contracts, AttentionPlans) {
   const AttentionShape shape{2, 1, 8, 0.35f};
   const View qkv = f32(10, 32), out = f32(10, 16), lse = f32(10, 2);

@@ -19,6 +19,12 @@ inline constexpr double kBf16Output = 4e-3;
 inline constexpr double kProductBf16 = 4e-3;
 /// The same against a reference whose activations are rounded alike: only the fp32 sum is left.
 inline constexpr double kProductBf16Rounded = 2e-6;
+/// Products of bf16 rows, exact in the reference, and f32 factors of which 16 bits enter (2^-18 an element at most,
+/// 2^-17 where both are f32), summed in fp32.
+inline constexpr double kLowRank = 5e-6;
+/// The share of bf16 results that need not be the bf16 number nearest to the reference: those whose neighbours are
+/// almost as near, within the error above out of half a step of bf16 (2^-9).
+inline constexpr double kNotNearestBf16 = 1e-2;
 /// Attention of bf16 rows, by rows of a head: the result's own rounding (2^-9 of an element at most) and that of the
 /// weights, whose errors do not average out where few keys have all the weight; backward also of the weights'
 /// gradients, which cancel in dQ and dK.

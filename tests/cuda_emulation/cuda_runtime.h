@@ -132,6 +132,7 @@ unsigned lane();
 /// Waits until all threads of the warp are here, who must be about the same operation, which is then done once:
 /// operation(what each lane brought, lanes).
 void with_warp(void (*operation)(void* const* lanes, unsigned count), void* own);
+void count_fragments();
 /// The running block's dynamic shared memory, of NaN when the block begins.
 unsigned char* block_memory();
 /// Copies into it when this thread waits for it, zeros where not `valid`.

@@ -179,6 +179,8 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
   }
 }
 
+void count_fragments() { ++counted.fragments; }
+
 cudaError_t set_kernel_memory(const void* kernel, int bytes) {
   constexpr int kMost = 163 << 10;  // of compute capability 8.0
   if (bytes < 0 || bytes > kMost) return cudaErrorInvalidValue;

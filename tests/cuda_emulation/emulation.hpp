@@ -41,6 +41,7 @@ void set_early_copies(bool early);
 /// Calls so far, to see what the steady state does.
 struct Counts {
   std::size_t allocations = 0, heuristics = 0, waits = 0, launches = 0, graph_launches = 0;
+  std::size_t fragments = 0;  ///< products of fragments on the matrix units
 };
 Counts counts();
 

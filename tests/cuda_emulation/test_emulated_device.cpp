@@ -213,6 +213,35 @@ TEST_F(EmulatedDevice, AttentionInBf16AllocatesOnceAndKeepsItsBitsInAnyOrder) {
   EXPECT_EQ(backward, forward);
 }
 
+/// What a low-rank map of three sites and its backward take, y beginning at column `left`.
+emulation::Counts low_rank_counts(DType type, std::int64_t left) {
+  const auto backend = make_cuda_backend({});
+  const Tensor wide(*backend, 40, 88, type), u(*backend, 40, 24), d_u(*backend, 40, 24), p(*backend, 2, 640);
+  const View y = wide.view().columns(left, left + 80);
+  const std::vector<MemberRows> members = {{0, 3, 0}, {3, 40, 1}};
+  const auto b = [&](std::int64_t rows) { return ClientMatrix{p.view().f32(), rows, 8, 640}; };
+  const std::vector<LowRankSite> sites = {
+      {0, 48, 0, b(48), b(48)}, {48, 64, 8, b(16), b(16)}, {64, 80, 16, b(16), b(16)}};
+  const emulation::Counts before = emulation::counts();
+  backend->low_rank_up(members, 1, u.view(), sites, y);
+  backend->low_rank_up_backward(members, 1, u.view(), sites, y, d_u.view(), Write::accumulate);
+  backend->synchronize();
+  emulation::Counts counts = emulation::counts();
+  counts.launches -= before.launches;
+  counts.fragments -= before.fragments;
+  return counts;
+}
+
+TEST_F(EmulatedDevice, LowRankMapsOfAllSitesAreOneLaunchOnTheMatrixUnits) {
+  const emulation::Counts half = low_rank_counts(DType::bf16, 8);
+  EXPECT_EQ(half.launches, 3u);
+  EXPECT_GT(half.fragments, 0u);
+  for (const emulation::Counts& other : {low_rank_counts(DType::bf16, 1), low_rank_counts(DType::f32, 8)}) {
+    EXPECT_EQ(other.launches, 9u);
+    EXPECT_EQ(other.fragments, 0u);
+  }
+}
+
 TEST_F(EmulatedDevice, ProductsThatCublasHasNoAlgorithmFor) {
   for (const DType weights : {DType::f32, DType::bf16}) {
     const std::vector<float> expected = Step(weights).run(30);

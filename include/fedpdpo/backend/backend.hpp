@@ -41,6 +41,14 @@ struct ClientMatrix {
   operator ConstClientMatrix() const { return {data, rows, cols, slot_stride}; }
 };
 
+/// A low-rank map whose output is columns [begin, end) of y, from columns [u_begin, u_begin + r) of u by B (end -
+/// begin, r); d_b, of the same shape, has memory where the gradient is wanted.
+struct LowRankSite {
+  std::int32_t begin = 0, end = 0, u_begin = 0;
+  ConstClientMatrix b;
+  ClientMatrix d_b;
+};
+
 enum class Multiply : std::uint8_t {
   by_transpose,  ///< y = x P^T, P (cols of y, cols of x)
   by_matrix,     ///< y = x P,   P (cols of x, cols of y)
@@ -168,6 +176,14 @@ class Backend {
   /// without rows contributes zero (overwrite clears it).
   void grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
                      Write mode);
+  /// For each member and site: y[rows, begin:end] += alpha u[rows, u_begin:u_begin + r] B^T; u (T, U) f32, y (T, N) an
+  /// activation. Sites come in the order of their columns in u and in y and do not overlap.
+  void low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u, std::span<const LowRankSite> sites,
+                   View y);
+  /// Its backward: d_u[rows, u_begin:u_begin + r] = alpha d_y[rows, begin:end] B, and d_B (+)= alpha d_y^T u; d_y is an
+  /// activation.
+  void low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
+                            std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode);
   /// y[rows] += b of the member; b (1, N).
   void grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y);
   /// d_b (+)= column sums of d_y[rows].
@@ -245,6 +261,13 @@ class Backend {
   /// `work` may be called, or what an earlier call of it gave may be given again. It moves nothing between host and
   /// device, allocates nothing once it has run, and returns no numbers.
   virtual void run(Recording& recording, const std::function<void()>& work);
+
+ protected:
+  // Sites one by one, by the products above.
+  virtual void do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
+                              std::span<const LowRankSite> sites, View y);
+  virtual void do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
+                                       std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode);
 
  private:
   virtual std::shared_ptr<void> do_allocate(std::size_t bytes) = 0;

@@ -104,12 +104,16 @@ class Decoder {
   View activations(const Tensor& tensor, std::int64_t rows, std::int64_t cols) const;
   void norm_backward(ConstView x, ConstView w, ConstView d_y, View d_x, Write mode);
   void activate(ConstView up, View y);
+  /// A block's sites with their factors B, and the gradients of these where they are wanted.
+  std::span<const LowRankSite> lora_sites(const CohortParameters& p, const CohortGradients& g, Adapter adapter,
+                                          int layer, Block block);
   void lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights, int layer,
                  Block block, ConstView input, View u, View y);
   void lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                     Block block, LayerBuffers& buffers, ConstView x, View y);
   void lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
                      const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View* d_x);
+  ConstView stream_gradient(View d_x);
   void apply_dropout(const BatchView& batch, const LoraDropout& dropout, int layer, Block block, ConstView x, View y,
                      Write mode);
   void linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer, Block block,
@@ -129,8 +133,9 @@ class Decoder {
   std::vector<Tensor> x_;                            // residual stream at the layers' inputs, (T, d)
   std::vector<LayerBuffers> layers_;
   Tensor normed_, activated_, hidden_;  // (T, d), (T, I), (T, d) f32
-  Tensor delta_;                        // (T, d) of bf16 activations: what a layer adds to the stream
+  Tensor delta_;                        // (T, d) of bf16 activations: what a layer adds to the stream, and its gradient
   Tensor d_wide_, d_inner_, d_normed_, d_low_rank_, dropped_;
+  std::vector<LowRankSite> sites_;
 };
 
 }  // namespace fedpdpo

@@ -10,6 +10,7 @@
 
 #include "cuda/attention_heads.hpp"
 #include "cuda/attention_plan.hpp"
+#include "cuda/fragments.cuh"
 #include "cuda/launch.hpp"
 #include "cuda/mma.cuh"
 #include "cuda/reduce.hpp"
@@ -28,25 +29,12 @@ inline constexpr int kTileStride = kD + 8;
 template <int kD>
 inline constexpr int kTileElements = kTileRows* kTileStride<kD>;
 
-/// Eight elements.
-struct alignas(16) Piece {
-  std::uint32_t pairs[4];
-};
-inline __device__ float low_half(std::uint32_t pair) { return __uint_as_float(pair << 16); }
-inline __device__ float high_half(std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
-
 inline __device__ const std::uint16_t* half_row(ConstView x, std::int64_t t) {
   return static_cast<const std::uint16_t*>(x.data) + t * x.stride;
 }
 inline __device__ std::uint16_t* half_row(View x, std::int64_t t) {
   return static_cast<std::uint16_t*>(x.data) + t * x.stride;
 }
-
-/// Where a lane's numbers lie in a (16, 8) result: rows `row` and `row` + 8, columns `column` and `column` + 1.
-struct Lane {
-  int index, row, column;
-  __device__ Lane() : index(static_cast<int>(threadIdx.x) % kWarp), row(index / 4), column(index % 4 * 2) {}
-};
 
 /// Begins to copy kRows rows of a head into a tile: source(r) is row r's first column, null where the row is zeros.
 /// Columns from head_dim on are zeros. By 16 bytes where `aligned`: rows begin at multiples of that, head_dim is one of

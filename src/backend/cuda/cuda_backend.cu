@@ -6,6 +6,7 @@
 #include "cuda/cuda_backend.hpp"
 #include "cuda/graph_recording.hpp"
 #include "cuda/kernels.hpp"
+#include "cuda/low_rank.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/core/error.hpp"
 
@@ -147,6 +148,16 @@ void CudaBackend::do_linear_backward(ConstView d_y, ConstView w, View d_x, Write
 void CudaBackend::do_grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
                                     ConstClientMatrix p, View y, Write mode) {
   const bool transposed = how == Multiply::by_transpose;
+  if (is_low_rank(x, y)) {
+    const FactorLayout layout = transposed ? FactorLayout::thin_by_wide : FactorLayout::wide_by_thin;
+    cuda::low_rank_down(stream(), "grouped_matmul", members, low_rank_product(x, y, p, layout, alpha, mode));
+    return written("grouped_matmul", members, {y});
+  }
+  if (is_low_rank(y, x)) {
+    const FactorLayout layout = transposed ? FactorLayout::wide_by_thin : FactorLayout::thin_by_wide;
+    cuda::low_rank_up(stream(), "grouped_matmul", members, low_rank_product(y, x, p, layout, alpha, mode));
+    return written("grouped_matmul", members, {y});
+  }
   tasks_.clear();
   for (const MemberRows& member : members) {
     const std::int32_t rows = member.end - member.begin;
@@ -179,6 +190,13 @@ void CudaBackend::do_grouped_matmul(std::span<const MemberRows> members, Multipl
 
 void CudaBackend::do_grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x,
                                    ClientMatrix d_p, Write mode) {
+  if (is_low_rank(d_y, x) || is_low_rank(x, d_y)) {
+    const LowRankProducts products = is_low_rank(d_y, x)
+                                         ? low_rank_product(d_y, x, d_p, FactorLayout::wide_by_thin, alpha, mode)
+                                         : low_rank_product(x, d_y, d_p, FactorLayout::thin_by_wide, alpha, mode);
+    cuda::low_rank_outer(stream(), "grouped_outer", members, products);
+    return written("grouped_outer", members, d_p);
+  }
   tasks_.clear();
   for (const MemberRows& member : members) {
     const std::int32_t rows = member.end - member.begin;

@@ -63,6 +63,10 @@ class CudaBackend final : public Backend {
                          ConstClientMatrix p, View y, Write mode) override;
   void do_grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
                         Write mode) override;
+  void do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u, std::span<const LowRankSite> sites,
+                      View y) override;
+  void do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
+                               std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) override;
   void do_grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) override;
   void do_grouped_column_sum(std::span<const MemberRows> members, ConstView d_y, ClientMatrix d_b, Write mode) override;
   void do_grouped_gate(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,

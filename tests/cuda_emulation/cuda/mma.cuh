@@ -40,6 +40,7 @@ struct MmaLane {
 
 inline void multiply_fragments(void* const* lanes, unsigned count) {
   emulation::require(count == 32, "a matrix product by a part of a warp");
+  emulation::count_fragments();
   float a[16][16], b[16][8], c[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& own = *static_cast<const MmaLane*>(lanes[lane]);
