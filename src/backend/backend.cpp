@@ -1,5 +1,6 @@
 // The checked public operations: every shape, stride and dtype is looked at once here, so that kernels need not; a
-// violation is a bug of the caller and throws. Operations over nothing return at once.
+// violation is a bug of the caller and throws. Operations over nothing return at once. Those on per-client maps are in
+// grouped_operations.cpp.
 #include "fedpdpo/backend/backend.hpp"
 
 #include <algorithm>
@@ -7,134 +8,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <source_location>
 #include <utility>
 
-#include "fedpdpo/core/error.hpp"
+#include "contract.hpp"
 
 namespace fedpdpo {
-namespace {
-
-/// Checks of one operation, named in every message.
-class Contract {
- public:
-  explicit Contract(const char* operation, std::source_location where = std::source_location::current())
-      : operation_(operation), where_(where) {}
-
-  const Contract& require(bool condition, const char* what) const {
-    if (!condition) [[unlikely]]
-      fail(what);
-    return *this;
-  }
-  /// A readable matrix of this dtype.
-  const Contract& matrix(ConstView x, const char* name, DType dtype = DType::f32) const {
-    if (x.dtype != dtype) [[unlikely]]
-      fail(std::string(name) + ": expected " + dtype_name(dtype) + ", found " + dtype_name(x.dtype));
-    return layout(x, name);
-  }
-  const Contract& matrix(ConstView x, const char* name, std::int64_t rows, std::int64_t cols,
-                         DType dtype = DType::f32) const {
-    matrix(x, name, dtype);
-    if (x.rows != rows || x.cols != cols) [[unlikely]] {
-      fail(std::string(name) + ": expected " + shape_text(rows, cols) + ", found " + shape_text(x.rows, x.cols));
-    }
-    return *this;
-  }
-  /// f32, or bf16 where the backend takes it.
-  const Contract& activations(const Backend& backend, ConstView x, const char* name) const {
-    if (x.dtype == DType::bf16 && !backend.supports_bf16_activations()) [[unlikely]]
-      fail(std::string(name) + ": the " + backend.name() + " backend takes activations in f32 only, found bf16");
-    if (x.dtype != DType::f32 && x.dtype != DType::bf16) [[unlikely]]
-      fail(std::string(name) + ": expected f32 or bf16, found " + dtype_name(x.dtype));
-    return layout(x, name);
-  }
-  const Contract& activations(const Backend& backend, ConstView x, const char* name, std::int64_t rows,
-                              std::int64_t cols) const {
-    return activations(backend, x, name).matrix(x, name, rows, cols, x.dtype);
-  }
-  /// One row whose elements an i32 can count.
-  const Contract& vector(ConstView x, const char* name, DType dtype) const {
-    matrix(x, name, 1, x.cols, dtype);
-    return require(x.cols <= INT32_MAX, "at most 2^31 - 1 elements");
-  }
-  /// f32 or bf16.
-  const Contract& weights(ConstView w, const char* name) const {
-    require(w.dtype == DType::f32 || w.dtype == DType::bf16, "weights are f32 or bf16");
-    return layout(w, name);
-  }
-  const Contract& layout(ConstView x, const char* name) const {
-    if (x.rows < 0 || x.cols < 0 || (x.rows > 1 && x.stride < x.cols) || (x.data == nullptr && x.size() > 0))
-        [[unlikely]] {
-      fail(std::string(name) + ": not a matrix (negative size, stride below the columns, or no memory)");
-    }
-    return *this;
-  }
-  /// Rows in order, disjoint, within `rows`.
-  const Contract& members(std::span<const MemberRows> members, std::int64_t rows) const {
-    std::int32_t last = 0;
-    for (const MemberRows& member : members) {
-      require(member.begin >= last && member.end >= member.begin && member.end <= rows && member.slot >= 0,
-              "members: rows in order, disjoint and within the matrix");
-      last = member.end;
-    }
-    return *this;
-  }
-  const Contract& client(ConstClientMatrix p, const char* name, std::int64_t rows, std::int64_t cols) const {
-    if (p.rows != rows || p.cols != cols) [[unlikely]] {
-      fail(std::string(name) + ": expected " + shape_text(rows, cols) + ", found " + shape_text(p.rows, p.cols));
-    }
-    return require(p.data != nullptr || rows * cols == 0, "client matrix without memory");
-  }
-  /// Columns in order within u and y, factors of one shape with their gradients.
-  const Contract& sites(std::span<const LowRankSite> sites, std::int64_t u_cols, std::int64_t y_cols) const {
-    std::int64_t u_last = 0, y_last = 0;
-    for (const LowRankSite& site : sites) {
-      require(site.u_begin >= u_last && site.begin >= y_last && site.end > site.begin && site.b.cols > 0,
-              "sites: columns in order, disjoint and not empty");
-      u_last = site.u_begin + site.b.cols;
-      y_last = site.end;
-      require(u_last <= u_cols && y_last <= y_cols, "sites: columns lie within u and y");
-      client(site.b, "B", site.end - site.begin, site.b.cols);
-      if (site.d_b.data != nullptr) client(site.d_b, "d_B", site.b.rows, site.b.cols);
-    }
-    return *this;
-  }
-  const Contract& attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv) const {
-    require(shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
-                shape.num_heads > 0,
-            "heads: a positive multiple of the kv heads");
-    matrix(qkv, "qkv", qkv.rows, std::int64_t{shape.num_heads + 2 * shape.num_kv_heads} * shape.head_dim, qkv.dtype);
-    require(!plan.group_offsets.empty() && plan.group_offsets.front() == 0 &&
-                plan.group_offsets.back() == static_cast<std::int32_t>(plan.segments.size()),
-            "plan: group offsets run from 0 to the number of segments");
-    std::int64_t row = 0;
-    for (std::size_t g = 0; g + 1 < plan.group_offsets.size(); ++g) {
-      require(plan.group_offsets[g] <= plan.group_offsets[g + 1], "plan: group offsets ascend");
-      const std::int64_t first = row;
-      for (std::int32_t s = plan.group_offsets[g]; s < plan.group_offsets[g + 1]; ++s) {
-        const Segment& segment = plan.segments[s];
-        require(segment.begin == row && segment.end >= segment.begin, "plan: segments follow one another");
-        require(segment.context_begin <= segment.context_end, "plan: context of negative length");
-        require(segment.context_begin == segment.context_end ||
-                    (segment.context_begin >= first && segment.context_end <= segment.begin),
-                "plan: context lies before its segment, within the group");
-        row = segment.end;
-      }
-    }
-    return require(row == qkv.rows, "plan: segments cover all rows");
-  }
-
- private:
-  static std::string shape_text(std::int64_t rows, std::int64_t cols) {
-    return std::string(1, '(').append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append(")");
-  }
-  [[noreturn]] void fail(const std::string& what) const { contract_violation(operation_, what, where_); }
-
-  const char* operation_;
-  std::source_location where_;
-};
-
-}  // namespace
 
 std::shared_ptr<void> Backend::allocate(std::size_t bytes) {
   std::shared_ptr<void> memory = do_allocate(bytes);
@@ -283,90 +161,6 @@ void Backend::linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) 
                    "bf16 activations go with bf16 weights");
   contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
   if (d_y.rows > 0) do_linear_backward(d_y, w, d_x, mode);
-}
-
-void Backend::grouped_matmul(std::span<const MemberRows> members, Multiply how, float alpha, ConstView x,
-                             ConstClientMatrix p, View y, Write mode) {
-  const Contract contract("grouped_matmul");
-  contract.activations(*this, x, "x").activations(*this, y, "y", x.rows, y.cols).members(members, x.rows);
-  contract.require(x.cols > 0 && y.cols > 0, "matrices have columns");
-  if (how == Multiply::by_transpose) {
-    contract.client(p, "P", y.cols, x.cols);
-  } else {
-    contract.client(p, "P", x.cols, y.cols);
-  }
-  do_grouped_matmul(members, how, alpha, x, p, y, mode);
-}
-
-void Backend::grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x,
-                            ClientMatrix d_p, Write mode) {
-  const Contract contract("grouped_outer");
-  contract.activations(*this, d_y, "d_y").activations(*this, x, "x", d_y.rows, x.cols).members(members, x.rows);
-  contract.require(x.cols > 0 && d_y.cols > 0, "matrices have columns").client(d_p, "d_P", d_y.cols, x.cols);
-  do_grouped_outer(members, alpha, d_y, x, d_p, mode);
-}
-
-void Backend::low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                          std::span<const LowRankSite> sites, View y) {
-  const Contract contract("low_rank_up");
-  contract.matrix(u, "u").activations(*this, y, "y", u.rows, y.cols).members(members, u.rows);
-  contract.sites(sites, u.cols, y.cols);
-  do_low_rank_up(members, alpha, u, sites, y);
-}
-
-void Backend::do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                             std::span<const LowRankSite> sites, View y) {
-  for (const LowRankSite& site : sites)
-    do_grouped_matmul(members, Multiply::by_transpose, alpha, u.columns(site.u_begin, site.u_begin + site.b.cols),
-                      site.b, y.columns(site.begin, site.end), Write::accumulate);
-}
-
-void Backend::low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
-                                   std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) {
-  const Contract contract("low_rank_up_backward");
-  contract.matrix(u, "u").activations(*this, d_y, "d_y", u.rows, d_y.cols).matrix(d_u, "d_u", u.rows, u.cols);
-  contract.members(members, u.rows).sites(sites, u.cols, d_y.cols);
-  contract.require(d_u.data != u.data || u.rows == 0, "d_u is not u itself");
-  do_low_rank_up_backward(members, alpha, u, sites, d_y, d_u, d_b_mode);
-}
-
-void Backend::do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
-                                      std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) {
-  for (const LowRankSite& site : sites) {
-    ConstView d_site = d_y.columns(site.begin, site.end);
-    const std::int64_t u_end = site.u_begin + site.b.cols;
-    do_grouped_matmul(members, Multiply::by_matrix, alpha, d_site, site.b, d_u.columns(site.u_begin, u_end),
-                      Write::overwrite);
-    if (site.d_b.data != nullptr)
-      do_grouped_outer(members, alpha, d_site, u.columns(site.u_begin, u_end), site.d_b, d_b_mode);
-  }
-}
-
-void Backend::grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) {
-  Contract("grouped_add_bias").matrix(y, "y").members(members, y.rows).client(b, "b", 1, y.cols);
-  if (y.cols > 0) do_grouped_add_bias(members, b, y);
-}
-
-void Backend::grouped_column_sum(std::span<const MemberRows> members, ConstView d_y, ClientMatrix d_b, Write mode) {
-  Contract("grouped_column_sum").matrix(d_y, "d_y").members(members, d_y.rows).client(d_b, "d_b", 1, d_y.cols);
-  if (d_y.cols > 0) do_grouped_column_sum(members, d_y, d_b, mode);
-}
-
-void Backend::grouped_gate(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g, View z) {
-  const Contract contract("grouped_gate");
-  contract.matrix(h, "h").matrix(a, "a", h.rows, h.cols).matrix(z, "z", h.rows, h.cols);
-  contract.members(members, h.rows).client(g, "g", 1, h.cols);
-  if (h.cols > 0) do_grouped_gate(members, h, a, g, z);
-}
-
-void Backend::grouped_gate_backward(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,
-                                    ConstView d_z, View d_h, Write d_h_mode, View d_a, ClientMatrix d_g,
-                                    Write d_g_mode) {
-  const Contract contract("grouped_gate_backward");
-  contract.matrix(h, "h").matrix(a, "a", h.rows, h.cols).matrix(d_z, "d_z", h.rows, h.cols);
-  contract.matrix(d_h, "d_h", h.rows, h.cols).matrix(d_a, "d_a", h.rows, h.cols);
-  contract.members(members, h.rows).client(g, "g", 1, h.cols).client(d_g, "d_g", 1, h.cols);
-  if (h.cols > 0) do_grouped_gate_backward(members, h, a, g, d_z, d_h, d_h_mode, d_a, d_g, d_g_mode);
 }
 
 void Backend::rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
