@@ -134,14 +134,21 @@ void Federation::measure_update(const Result& result, View work) {
 }
 
 /// The results of a group's clients (of all clients for nullptr). Under differential privacy all count alike.
-std::vector<Contribution> Federation::contributions(const AggregationGroup* group, std::span<Result> results) const {
+/// Another group's exchange may have brought clients to the device in these ones' place: where a result is not on the
+/// host it is looked for anew.
+std::vector<Contribution> Federation::contributions(const AggregationGroup* group, std::span<Result> results) {
   std::vector<Contribution> own;
-  for (const Result& result : results) {
+  for (Result& result : results) {
     const int number = result.client->state.client;
     if (group && !std::binary_search(group->clients().begin(), group->clients().end(), number)) continue;
     double weight = static_cast<double>(result.client->data.of(Split::train).size());
     if (in_.method.data_scope() == DataScope::pooled) weight = static_cast<double>(pool_.size());
     if (in_.options.privacy.clip > 0) weight = 1;
+    if (result.on_device.data) result.on_device = clients_.shared_on_device(*result.client);
+    if (!result.on_device.data && result.values.empty()) {
+      result.values.resize(layout_.shared_size());
+      clients_.get_shared(*result.client, result.values);
+    }
     own.push_back({number, weight, result.values, result.client->state.sums.finite, result.client->state.lora_weight,
                    result.on_device});
   }

@@ -113,7 +113,7 @@ class Federation {
   bool records_aggregation_error() const;
   void average_group(AggregationGroup& group, std::span<Result> results, std::span<const float> common);
   std::vector<float> average_common(std::span<Result> results);
-  std::vector<Contribution> contributions(const AggregationGroup* group, std::span<Result> results) const;
+  std::vector<Contribution> contributions(const AggregationGroup* group, std::span<Result> results);
   void privatize(const AggregationGroup& group, const Reduced& reduced, std::span<float> average) const;
   std::map<std::string, std::vector<float>> average_payloads(const AggregationGroup& group,
                                                              std::span<const Contribution> own);
