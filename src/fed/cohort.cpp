@@ -11,15 +11,12 @@ namespace {
 
 /// Rows of a pass are not halved below this.
 constexpr int least_rows = 256;
-/// Share of the free memory that is left to what no prediction knows: operations' scratch, fragments, new batches.
+/// A sixteenth beside what is predicted is for what no prediction knows: operations' scratch, fragments.
 constexpr std::size_t reserve_divisor = 16;
 /// Room in a pass for steps whose pairs are longer than typical ones: a step that does not fit is cut in two.
 constexpr double step_slack = 1.25;
 
-std::size_t budget(const CohortFacts& facts) {
-  const std::size_t free = *facts.free_bytes;
-  return free - free / reserve_divisor;
-}
+std::size_t budget(const CohortFacts& facts) { return *facts.free_bytes / (reserve_divisor + 1) * reserve_divisor; }
 
 int clamped(double value, int low, int high) { return static_cast<int>(std::clamp<double>(value, low, high)); }
 
@@ -96,6 +93,11 @@ std::size_t predicted_bytes(const CohortFacts& facts, const CohortChoice& choice
   const auto resident = static_cast<std::size_t>(choice.resident);
   const std::size_t gradients = facts.gradient_bytes * (choice.cohort > 1 ? resident : 1);
   return resident * facts.state_bytes + gradients + facts.other_bytes + facts.pass_bytes(buffer_rows(facts, choice));
+}
+
+std::size_t later_bytes(const CohortFacts& facts, const CohortChoice& choice) {
+  const std::size_t reserve = predicted_bytes(facts, choice) / reserve_divisor;
+  return facts.other_bytes + facts.pass_bytes(buffer_rows(facts, choice)) + reserve;
 }
 
 CohortChoice choose_cohort(const CohortRequest& request, const CohortFacts& facts) {

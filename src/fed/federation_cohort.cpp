@@ -40,7 +40,7 @@ void Federation::take_cohort(const CheckpointReader* begun) {
     agreed.cohort = -largest(in_.world, -wanted.cohort);
     agreed.micro_rows = -largest(in_.world, -wanted.micro_rows);
     cohort_ = choose_cohort(agreed, facts);
-    const auto failure = allocate(cohort_, facts.pass_bytes(buffer_rows(facts, cohort_)));
+    const auto failure = allocate(cohort_, later_bytes(facts, cohort_));
     if (!any_rank(failure.has_value())) break;
     trainer_.reset();
     clients_.release_room();
@@ -67,9 +67,9 @@ void Federation::take_cohort(const CheckpointReader* begun) {
   log_info(line);
 }
 
-/// Really takes the memory. A pass's buffers, which grow as batches come, are taken once and given back to the
-/// backend, which keeps them. What failed, where it was for lack of memory.
-std::optional<std::string> Federation::allocate(const CohortChoice& choice, std::size_t pass_bytes) {
+/// Really takes the memory. What comes later, most of it buffers that grow with the batches, is taken once and given
+/// back to the backend, which keeps it. What failed, where it was for lack of memory.
+std::optional<std::string> Federation::allocate(const CohortChoice& choice, std::size_t later) {
   const RunOptions& o = in_.options;
   try {
     clients_.make_room(choice.resident);
@@ -79,7 +79,7 @@ std::optional<std::string> Federation::allocate(const CohortChoice& choice, std:
     const int gradients = choice.cohort > 1 ? choice.resident : 1;
     trainer_ = std::make_unique<LocalTrainer>(in_.backend, in_.pairs, layout_, policy_, clients_.buffers(), trainer,
                                               gradients);
-    if (in_.backend.memory()) in_.backend.allocate(pass_bytes);
+    if (in_.backend.memory()) in_.backend.allocate(later);
   } catch (const OutOfDeviceMemory& error) {
     return error.what();
   }
@@ -87,9 +87,11 @@ std::optional<std::string> Federation::allocate(const CohortChoice& choice, std:
 }
 
 std::map<std::string, std::string> Federation::execution_facts() const {
-  return {{"cohort", fmt::format("{}", cohort_.cohort)},
-          {"micro_rows", fmt::format("{}", cohort_.micro_rows)},
-          {"resident_clients", fmt::format("{}", fmt::join(resident_, " "))}};
+  std::string resident;
+  for (const std::int64_t clients : resident_) resident += (resident.empty() ? "" : " ") + std::to_string(clients);
+  return {{"cohort", std::to_string(cohort_.cohort)},
+          {"micro_rows", std::to_string(cohort_.micro_rows)},
+          {"resident_clients", resident}};
 }
 
 /// The hosted participants that have not done all their steps, those that train together in one list. They go in step,

@@ -223,8 +223,8 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) {
   static const bool read = [] {
     const char* text = std::getenv("FEDPDPO_EMULATED_MEMORY");
-    std::size_t mib = 0, unseen = 0;
-    if (text != nullptr && std::sscanf(text, "%zu+%zu", &mib, &unseen) > 0) set_device_memory(mib << 20, unseen << 20);
+    std::size_t kib = 0, unseen = 0;
+    if (text != nullptr && std::sscanf(text, "%zu+%zu", &kib, &unseen) > 0) set_device_memory(kib << 10, unseen << 10);
     return true;
   }();
   (void)read;
@@ -355,6 +355,11 @@ cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t strea
   if (stream->capture) fail("an allocation while work is captured");
   ++counted.allocations;
   *device = memory.allocate(bytes);
+  if (*device == nullptr) {
+    // What the stream gives back before it comes here can be had.
+    run(*stream, stream->given);
+    *device = memory.allocate(bytes);
+  }
   if (*device == nullptr) return cudaErrorMemoryAllocation;
   // Fresh memory holds NaN; of a large piece the beginning, so that cuBLASLt's workspace stays untouched.
   enqueue(stream, [place = *device, size = std::min(memory.size_of(*device), std::size_t{4} << 20)] {

@@ -13,8 +13,8 @@ void set_order(Order order);
 /// environment variable FEDPDPO_EMULATED_DEVICES says.
 void set_device_count(int count);
 /// Allocations beyond this fail; cudaMemGetInfo claims `unseen` bytes more, as if another process were about to take
-/// them. At the start 1 GiB, or as many MiB as the environment variable FEDPDPO_EMULATED_MEMORY says, as MIB or
-/// MIB+UNSEEN.
+/// them. At the start 1 GiB, or as many KiB as the environment variable FEDPDPO_EMULATED_MEMORY says, as KIB or
+/// KIB+UNSEEN.
 void set_device_memory(std::size_t bytes, std::size_t unseen = 0);
 /// cuBLASLt finds no algorithm.
 void set_gemm_support(bool supported);

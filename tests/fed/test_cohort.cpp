@@ -21,7 +21,8 @@ CohortFacts ample() {
   return facts;
 }
 
-std::size_t usable(const CohortFacts& facts) { return *facts.free_bytes - *facts.free_bytes / 16; }
+/// A sixteenth beside what is predicted stays free.
+std::size_t usable(const CohortFacts& facts) { return *facts.free_bytes * 16 / 17; }
 
 TEST(Cohort, BalancedSizes) {
   EXPECT_EQ(balanced_size(10, 8), 5);
@@ -89,6 +90,7 @@ TEST(Cohort, PredictsMemory) {
   EXPECT_EQ(predicted_bytes(facts, {1, 100, 3}), 3 * 4 * mega + 1 * mega + 6'250'000);
   facts.other_bytes = 7 * mega;
   EXPECT_EQ(predicted_bytes(facts, {1, 8'000, 40}), 40 * 4 * mega + 8 * mega + 100 * mega);
+  EXPECT_EQ(later_bytes(facts, {1, 8'000, 40}), 107 * mega + 268 * mega / 16) << "all but state and gradients";
   facts.num_clients = 2;
   EXPECT_EQ(predicted_bytes(facts, {8, 80, 2}), 2 * 5 * mega + 7 * mega + 2 * 500 * 12'500);
 }
@@ -97,7 +99,7 @@ TEST(Cohort, PredictsMemory) {
 TEST(Cohort, SwapsWhatDoesNotFit) {
   CohortFacts facts = ample();
   const auto with = [&](std::size_t usable_bytes) {
-    facts.free_bytes = usable_bytes * 16 / 15 + 16;
+    facts.free_bytes = usable_bytes / 16 * 17 + 17;
     return choose_cohort({}, facts);
   };
   EXPECT_EQ(with(325 * mega), (CohortChoice{8, 10'000, 40}));

@@ -230,6 +230,21 @@ TEST(Privacy, EpsilonIsRecordedByRound) {
   EXPECT_NEAR(deviation, 1.5 * 0.25 / 2, 0.1 * 1.5 * 0.25 / 2);
 }
 
+/// The arrays that a client keeps for its method are as large as the prediction of memory has them.
+TEST(Federation, MethodsKeepAsMuchAsTheySay) {
+  for (const char* name : {"fedpdpo", "scaffold", "apfl", "ditto", "feddpa", "flora"}) {
+    FederationKit kit(name, {4, 12});
+    kit.run();
+    std::size_t kept = 0;
+    for (const auto& [array, values] : kit.spy->first.at({0, 2}).state) kept += values.size();
+    std::size_t said = kit.spy->client_state_size(*kit.layout);
+    if (const auto own = make_personalization({kit.options.adapter.personal_lora}))
+      said += own->client_state_size(*kit.layout);
+    EXPECT_EQ(kept, said) << name;
+    EXPECT_EQ(kept > 0, name == std::string("scaffold") || name == std::string("apfl")) << name;
+  }
+}
+
 /// int8: a byte a value and a scale a tensor. Top-k: 8 bytes an entry.
 TEST(Compression, InAFederation) {
   for (const Compression compression : {Compression::int8, Compression::topk}) {

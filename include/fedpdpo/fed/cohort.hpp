@@ -67,6 +67,9 @@ std::int64_t buffer_rows(const CohortFacts& facts, const CohortChoice& choice);
 /// resident client, at whose slot they lie.
 std::size_t predicted_bytes(const CohortFacts& facts, const CohortChoice& choice);
 
+/// Of these, and of what no prediction knows, the bytes that are not taken with the clients' state and gradients.
+std::size_t later_bytes(const CohortFacts& facts, const CohortChoice& choice);
+
 /// Numbers of the request stay as they are. The rest: the largest cohort that pays and fits, with two cohorts resident
 /// where memory allows (so that the next is loaded while one is trained), else one, and as many more as fit. The
 /// smallest choice where nothing fits.

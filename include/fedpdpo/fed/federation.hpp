@@ -82,7 +82,7 @@ class Federation {
 
   // cohorts (federation_cohort.cpp)
   void take_cohort(const CheckpointReader* begun);
-  std::optional<std::string> allocate(const CohortChoice& choice, std::size_t pass_bytes);
+  std::optional<std::string> allocate(const CohortChoice& choice, std::size_t later);
   std::vector<std::vector<HostedClient*>> cohorts(int steps);
   std::vector<HostedClient*> clients_in_groups();
   bool train_locally();
