@@ -1,21 +1,12 @@
 // What only an emulated device can show: the order of threads changes no bits, the steady state neither allocates nor
 // asks cuBLASLt again nor waits, and what goes wrong on a device is one line that names it.
 #include "backend/fixture.hpp"
+#include "device_errors.hpp"
 #include "emulation.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 
 namespace fedpdpo {
 namespace {
-
-template <class Work>
-std::string device_error(Work work) {
-  try {
-    work();
-  } catch (const DeviceError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 void expect_line(const std::string& line, std::initializer_list<const char*> parts) {
   for (const char* part : parts) EXPECT_NE(line.find(part), std::string::npos) << line << "\n  lacks " << part;

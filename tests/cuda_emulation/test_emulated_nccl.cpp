@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "device_errors.hpp"
 #include "emulation.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 #include "fedpdpo/comm/device_sum.hpp"
@@ -15,16 +16,6 @@
 
 namespace fedpdpo {
 namespace {
-
-template <class Work>
-std::string device_error(Work work) {
-  try {
-    work();
-  } catch (const DeviceError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 std::vector<std::uint32_t> bits_of(std::span<const float> values) {
   std::vector<std::uint32_t> bits;
