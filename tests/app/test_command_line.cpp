@@ -112,6 +112,7 @@ const std::vector<OptionCase>& option_cases() {
       {"cohort", "5", "5", {}},
       {"micro-rows", "77", "77", {}},
       {"resident", "6", "6", {}},
+      {"graphs", "off", "off", {}},
       {"eval-every", "5", "5", {}},
       {"aggregation-error-every", "3", "3", {}},
       {"eval-splits", "test", "test", {}},
