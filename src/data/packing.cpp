@@ -213,6 +213,7 @@ std::int32_t size_class(std::int32_t n) {
 void pack(const PairSet& pairs, std::span<const MemberPairs> members, const PackingOptions& options,
           PackedBatch& batch) {
   const MemberSize size = count_pairs(pairs, members, options, batch);
+  batch.filling = options.filling;
   BatchWriter writer(batch, options);
   auto packed = batch.pairs.begin();
   for (const MemberPairs& member : members) {

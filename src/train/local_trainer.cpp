@@ -117,9 +117,7 @@ LocalTrainer::PassPairs LocalTrainer::pack_pass(std::span<const Member> members,
     }
   }
   PackingOptions packing = policy_.packing();
-  const bool recorded = records(packed_members);
-  if (recorded) packing.filling = Filling::size_classes;
-  policy_.use_recordings(recorded);
+  if (records(packed_members)) packing.filling = Filling::size_classes;
   pack(pairs_, packed_members, packing, packed_);
   scores_.assign(packed_.pairs.size(), {});
   return result;

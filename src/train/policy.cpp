@@ -14,8 +14,6 @@ namespace {
 /// device that most passes are one chunk and wait once.
 constexpr std::int64_t host_logits_bytes = 32 << 20, device_logits_bytes = 1 << 30;
 
-std::size_t bytes_of(std::int64_t n) { return static_cast<std::size_t>(n) * 4; }
-
 }  // namespace
 
 Policy::Policy(Backend& backend, const ModelConfig& config, const Weights& weights, const ParameterLayout& layout)
@@ -27,12 +25,6 @@ Policy::Policy(Backend& backend, const ModelConfig& config, const Weights& weigh
       chunk_rows_(std::max<std::int64_t>(
           64, (backend.computes_on_host_memory() ? host_logits_bytes : device_logits_bytes) / (4 * config.vocab_size))),
       backbone_(&weights) {}
-
-std::size_t Policy::buffer_bytes(std::int64_t rows, Pass pass) const {
-  const std::int64_t head = std::min(rows, chunk_rows_) * (config_.vocab_size + 2 * config_.hidden_size);
-  const std::int64_t modules = rows * (4 * config_.hidden_size + 3 * layout_.options().bottleneck);
-  return decoder_.buffer_bytes(rows, pass) + bytes_of(head + modules);
-}
 
 std::vector<float> Policy::pair_embeddings(const PackedBatch& batch, const CohortParameters& parameters) {
   RowWeights off;

@@ -14,6 +14,12 @@ std::size_t bytes_of(std::int64_t n) { return static_cast<std::size_t>(n) * 4; }
 
 }  // namespace
 
+std::size_t Policy::buffer_bytes(std::int64_t rows, Pass pass) const {
+  const std::int64_t head = std::min(rows, chunk_rows_) * (config_.vocab_size + 2 * config_.hidden_size);
+  const std::int64_t modules = rows * (4 * config_.hidden_size + 3 * layout_.options().bottleneck);
+  return decoder_.buffer_bytes(rows, pass) + bytes_of(head + modules);
+}
+
 void Policy::reserve(const PackedBatch& batch, bool train) {
   list_pooled_rows(batch);
   const auto grow = [&](Tensor& tensor, std::int64_t rows, std::int64_t cols, DType dtype = DType::f32) {
@@ -113,7 +119,7 @@ void Policy::cut_members(const PackedBatch& batch, const Chunk& chunk) {
 /// The recording of passes of this shape, or nullptr where they are not recorded.
 Policy::Recorded* Policy::recorded(const PackedBatch& batch, const CohortParameters& p, const CohortGradients& g,
                                    const RowWeights& row_weights) {
-  if (!use_recordings_ || !backend_.supports_recording()) return nullptr;
+  if (batch.filling == Filling::none || !backend_.supports_recording()) return nullptr;
   const auto address = [](const void* pointer) {
     return static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(pointer));
   };

@@ -23,4 +23,6 @@ std::unique_ptr<Backend> test::make_parity_backend() {
   return make_cuda_backend({});
 }
 
+std::optional<std::size_t> test::graph_launches() { return emulation::counts().graph_launches; }
+
 }  // namespace fedpdpo

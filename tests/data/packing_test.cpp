@@ -424,7 +424,9 @@ TEST(Packing, FillingChangesNothingOfThePairs) {
     }
     // What fills up predicts from a row that is no pair's.
     for (std::size_t t = 0; t < used.size(); ++t) {
-      if (!used[t]) EXPECT_EQ(filled.target_rows[t] % rows, rows - 1) << t;
+      if (!used[t]) {
+        EXPECT_EQ(filled.target_rows[t] % rows, rows - 1) << t;
+      }
     }
   }
 }

@@ -44,6 +44,14 @@ struct ResponseRows {
   std::int32_t last() const { return own_end - 1; }
 };
 
+/// What batches are filled up with.
+enum class Filling : std::uint8_t {
+  none,
+  /// Every member's rows and targets up to one size of few (size_class of the largest member): rows of a group of their
+  /// own, which no pair sees, and targets of them that belong to no pair. So batches of few shapes recur.
+  size_classes,
+};
+
 struct PackedBatch {
   std::vector<std::int32_t> tokens;          // (T)
   std::vector<std::int32_t> positions;       // (T)
@@ -56,6 +64,7 @@ struct PackedBatch {
   std::vector<MemberRows> client_responses;  // the same cut of `responses`
   std::vector<ResponseRows> responses;       // (2 per pair) chosen, rejected; empty without keep_last_rows
   std::vector<PackedPair> pairs;
+  Filling filling = Filling::none;  ///< what it was packed with
 
   std::int32_t num_rows() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_targets() const { return static_cast<std::int32_t>(target_rows.size()); }
@@ -66,14 +75,6 @@ struct PackedBatch {
     const auto last = static_cast<std::size_t>(segment_groups[group + 1]) - 1;
     return {static_cast<std::size_t>(segments[first].begin), static_cast<std::size_t>(segments[last].end)};
   }
-};
-
-/// What batches are filled up with.
-enum class Filling : std::uint8_t {
-  none,
-  /// Every member's rows and targets up to one size of few (size_class of the largest member): rows of a group of their
-  /// own, which no pair sees, and targets of them that belong to no pair. So batches of few shapes recur.
-  size_classes,
 };
 
 struct PackingOptions {

@@ -40,7 +40,9 @@ class Policy {
   using LossFunction = std::function<PairLoss(std::size_t pair, PairScores& scores)>;
 
   /// Forward and backward. Writes the gradients of the wanted groups; the derivatives that `loss` returns are taken as
-  /// they are (the caller divides by the batch's size).
+  /// they are (the caller divides by the batch's size). Passes over batches that are filled up to size classes, so that
+  /// their shapes recur (but for the rows of rewards that are means), are recorded and given again (Backend::run),
+  /// where their targets fit one chunk and there is no dropout.
   void train(const PackedBatch& batch, const CohortParameters& parameters, const CohortGradients& gradients,
              const LossFunction& loss, std::span<PairScores> scores, const LoraDropout& dropout = {},
              const RowWeights& row_weights = {});
@@ -50,12 +52,6 @@ class Policy {
     backbone_ = &weights;
     decoder_.use_weights(weights);
   }
-
-  /// Whether passes over the loaded shapes are recorded and given again (Backend::run): training passes whose targets
-  /// fit one chunk, without dropout. The batches should be filled up to size classes, or no shape comes twice.
-  void use_recordings(bool use) { use_recordings_ = use; }
-  /// Rows of the largest chunk of logits.
-  std::int64_t chunk_rows() const { return chunk_rows_; }
 
   /// What batches for this policy must be packed with.
   PackingOptions packing() const { return {.keep_last_rows = layout_.has(Group::reward), .share_prefix = true}; }
@@ -109,7 +105,6 @@ class Policy {
   Heads heads_;
 
   std::int64_t chunk_rows_;
-  bool use_recordings_ = false;
   const Weights* backbone_;
   std::map<ShapeKey, Recorded> recordings_;
   std::int64_t passes_ = 0;
