@@ -145,23 +145,19 @@ bool Federation::train_locally() {
   const std::vector<Phase> plan = phases(round_);
   int steps = 0;
   for (const Phase& phase : plan) steps += phase.steps;
-  const std::vector<std::vector<HostedClient*>> all = cohorts(steps);
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    clients_.ensure(all[i], Access::train);
-    if (i + 1 < all.size()) clients_.prefetch(all[i + 1], Access::train);
-    if (!train_cohort(all[i], plan)) return false;
-  }
-  return true;
+  std::vector<HostedClient*> waiting;
+  for (int number : present_)
+    if (HostedClient* const client = clients_.find(number); client->state.steps_done < steps) waiting.push_back(client);
+  const auto done = [](const HostedClient& client) { return client.state.steps_done; };
+  return clients_.visit(cohorts(waiting, done), Access::train,
+                        [&](std::span<HostedClient* const> cohort) { return train_cohort(cohort, plan); });
 }
 
 bool Federation::train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan) {
+  const bool pooled = in_.method.data_scope() == DataScope::pooled;
   std::vector<Member> members;
-  for (HostedClient* client : cohort) {
-    const bool pooled = in_.method.data_scope() == DataScope::pooled;
-    members.push_back(
-        {&client->state, &client->data,
-         pooled ? std::span<const ClientPair>(pool_) : std::span<const ClientPair>(client->data.of(Split::train))});
-  }
+  for (HostedClient* client : cohort)
+    members.push_back({&client->state, &client->data, pooled ? pool_ : client->data.of(Split::train)});
   use_backbone_of(cohort.front()->state.client);
   int done = cohort.front()->state.steps_done;
   int first = 0;
@@ -227,13 +223,16 @@ bool Federation::refit() {
   // Everybody's model meets the new average, also a client's that was not sampled.
   std::vector<HostedClient*> waiting = clients_in_groups();
   std::erase_if(waiting, [&](const HostedClient* client) { return client->state.refit_done >= phase.steps; });
-  return clients_.visit(waiting, Access::train, [&](HostedClient& client) {
-    use_backbone_of(client.state.client);
-    const Member member{&client.state, &client.data, client.data.of(Split::train)};
-    while (client.state.refit_done < phase.steps) {
+  const auto refitted = [](const HostedClient& client) { return client.state.refit_done; };
+  return clients_.visit(cohorts(waiting, refitted), Access::train, [&](std::span<HostedClient* const> cohort) {
+    std::vector<Member> members;
+    for (HostedClient* client : cohort)
+      members.push_back({&client->state, &client->data, client->data.of(Split::train)});
+    use_backbone_of(cohort.front()->state.client);
+    for (int done = refitted(*cohort.front()); done < phase.steps; ++done) {
       if (stop_requested()) return false;
-      trainer_->step(std::span(&member, 1), round_, phase.trainable, around, phase.adapter);
-      ++client.state.refit_done;
+      trainer_->step(members, round_, phase.trainable, around, phase.adapter);
+      for (HostedClient* client : cohort) client->state.refit_done = done + 1;
     }
     return true;
   });

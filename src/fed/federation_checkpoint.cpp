@@ -19,9 +19,8 @@ std::string group_file(int group) { return fmt::format("group-{:05}", group); }
 /// a fast sum changes its last bits, as the number of ranks does, which is free as well.
 bool is_execution_option(const std::string& name) {
   static const char* const names[] = {
-      "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads",    "reference-cache",
-      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation",
-      "resident"};
+      "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads",     "reference-cache",
+      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation", "resident"};
   for (const char* known : names)
     if (name == known) return true;
   return false;

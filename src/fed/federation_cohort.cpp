@@ -94,16 +94,16 @@ std::map<std::string, std::string> Federation::execution_facts() const {
           {"resident_clients", resident}};
 }
 
-/// The hosted participants that have not done all their steps, those that train together in one list. They go in step,
-/// so after a resume those that are equally far are together; and they run on one backbone.
-std::vector<std::vector<HostedClient*>> Federation::cohorts(int steps) {
-  std::map<std::pair<int, int>, std::vector<HostedClient*>> alike;  // the furthest first
-  for (int number : present_) {
-    HostedClient* const client = clients_.find(number);
-    const int group = in_.method.moves_backbone() ? group_of(number)->index() : 0;
-    if (client->state.steps_done < steps) alike[{-client->state.steps_done, group}].push_back(client);
+/// The clients in lists of those that go through the passes together: in step, so that after a resume those that have
+/// done equally much are together, and on one backbone.
+std::vector<HostedClients::Cohort> Federation::cohorts(std::span<HostedClient* const> clients,
+                                                       const std::function<int(const HostedClient&)>& done) {
+  std::map<std::pair<int, int>, HostedClients::Cohort> alike;  // the furthest first
+  for (HostedClient* client : clients) {
+    const AggregationGroup* const group = in_.method.moves_backbone() ? group_of(client->state.client) : nullptr;
+    alike[{-done(*client), group ? group->index() : 0}].push_back(client);
   }
-  std::vector<std::vector<HostedClient*>> result;
+  std::vector<HostedClients::Cohort> result;
   for (const auto& [key, list] : alike) {
     // Larger ones first, so that what is left when the run is broken off is cut as it would have been.
     for (std::size_t begin = 0; begin < list.size(); begin += result.back().size()) {

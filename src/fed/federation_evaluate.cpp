@@ -9,6 +9,12 @@
 #include "phase_timer.hpp"
 
 namespace fedpdpo {
+namespace {
+
+/// Evaluations have no steps by which clients could be apart.
+int never(const HostedClient&) { return 0; }
+
+}  // namespace
 
 /// The weights that a client's passes run on: its group's, where the method moves them.
 void Federation::use_backbone_of(int client) {
@@ -18,10 +24,9 @@ void Federation::use_backbone_of(int client) {
   policy_.use_backbone(found == backbones_.end() ? in_.weights : found->second.weights());
 }
 
-EvaluatedModel Federation::model_of(const HostedClient& client, std::span<const float> personal_weights) {
-  check(client.state.slot >= 0, "a model that is not on the device");
-  const Adapter adapter = personalization_ ? Adapter::personal : Adapter::shared;
-  return {clients_.buffers().parameters(adapter), client.state.slot, client.state.lora_weight, personal_weights};
+/// Of clients' present models.
+CohortParameters Federation::present_parameters() {
+  return clients_.buffers().parameters(personalization_ ? Adapter::personal : Adapter::shared);
 }
 
 /// How much a client's personal LoRA counts for each of these pairs; empty where it is not asked.
@@ -46,11 +51,15 @@ const std::vector<float>& Federation::own_instance_weights(const HostedClient& c
   return found->second;
 }
 
-/// A client's present model on pairs, whose instance weights are given; nullopt where `stop` became true.
-std::optional<Evaluation> Federation::evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
-                                                  std::span<const float> weights, const std::function<bool()>& stop) {
-  use_backbone_of(client.state.client);
-  return evaluate(in_.pairs, policy_, model_of(client, weights), loss_, pairs, cohort_.micro_rows, stop);
+/// Clients' present models, each on its own pairs; nullopt where `stop` became true.
+std::optional<std::vector<Evaluation>> Federation::evaluate_cohort(std::span<HostedClient* const> cohort, Split split,
+                                                                   const std::function<bool()>& stop) {
+  std::vector<EvaluatedModel> models;
+  for (const HostedClient* client : cohort)
+    models.push_back(
+        {client->state.slot, client->data.of(split), client->state.lora_weight, own_instance_weights(*client, split)});
+  use_backbone_of(cohort.front()->state.client);
+  return evaluate(in_.pairs, policy_, present_parameters(), models, loss_, cohort_.micro_rows, stop);
 }
 
 bool Federation::evaluate_all(Point point) {
@@ -61,17 +70,20 @@ bool Federation::evaluate_all(Point point) {
   // after it.
   const bool same = round_ == 0 || pooled || (layout_.shared_size() == 0 && in_.options.refit == 0);
   if (same && point == Point::before) return true;
-  return clients_.visit(clients_in_groups(), Access::read_values, [&](HostedClient& client) {
+  const auto evaluate_own = [&](std::span<HostedClient* const> cohort) {
     for (Split split : splits_) {
-      const auto evaluation =
-          evaluate_on(client, client.data.of(split), own_instance_weights(client, split), stop_requested);
-      if (!evaluation) return false;
-      table_.set_evaluation(client.row, split, point, *evaluation);
-      if (split == Split::test && point == Point::after) last_test_[client.state.client] = *evaluation;
+      const auto evaluations = evaluate_cohort(cohort, split, stop_requested);
+      if (!evaluations) return false;
+      for (std::size_t i = 0; i < cohort.size(); ++i) {
+        table_.set_evaluation(cohort[i]->row, split, point, (*evaluations)[i]);
+        if (split == Split::test && point == Point::after) last_test_[cohort[i]->state.client] = (*evaluations)[i];
+      }
     }
-    if (same) table_.copy_evaluation(client.row, Point::after, Point::before);
+    if (same)
+      for (HostedClient* client : cohort) table_.copy_evaluation(client->row, Point::after, Point::before);
     return true;
-  });
+  };
+  return clients_.visit(cohorts(clients_in_groups(), never), Access::read_values, evaluate_own);
 }
 
 FinalMargins Federation::gather_margins() {
@@ -81,9 +93,9 @@ FinalMargins Federation::gather_margins() {
   const std::vector<HostedClient*> all = clients_in_groups();
   std::vector<HostedClient*> missing = all;
   std::erase_if(missing, [&](const HostedClient* client) { return last_test_.contains(client->state.client); });
-  clients_.visit(missing, Access::read_values, [&](HostedClient& client) {
-    last_test_[client.state.client] =
-        *evaluate_on(client, client.data.of(Split::test), own_instance_weights(client, Split::test), nullptr);
+  clients_.visit(cohorts(missing, never), Access::read_values, [&](std::span<HostedClient* const> cohort) {
+    const std::vector<Evaluation> evaluations = *evaluate_cohort(cohort, Split::test, nullptr);
+    for (std::size_t i = 0; i < cohort.size(); ++i) last_test_[cohort[i]->state.client] = evaluations[i];
     return true;
   });
   KeyedRows own;
@@ -120,8 +132,15 @@ CrossEvaluation Federation::cross_evaluate() {
   KeyedRows own;
   clients_.visit(clients_in_groups(), Access::read_values, [&](HostedClient& client) {
     std::vector<double> accuracies;
-    for (const std::vector<ClientPair>& pairs : tests)
-      accuracies.push_back(evaluate_on(client, pairs, weigh_instances(client, pairs), nullptr)->accuracy);
+    for (const std::vector<ClientPair>& pairs : tests) {
+      const std::vector<float> weights = weigh_instances(client, pairs);
+      const EvaluatedModel model{client.state.slot, pairs, client.state.lora_weight, weights};
+      use_backbone_of(client.state.client);
+      accuracies.push_back(
+          evaluate(in_.pairs, policy_, present_parameters(), std::span(&model, 1), loss_, cohort_.micro_rows, nullptr)
+              ->front()
+              .accuracy);
+    }
     own.add(client.state.client, accuracies);
     return true;
   });
@@ -161,9 +180,10 @@ NewClients Federation::fit_new_clients() {
       const std::vector<ClientPair>& pairs = client.data.of(split);
       std::vector<float> weights;
       if (adapter == Adapter::personal) weights = weigh_instances(client, pairs);
-      const CohortParameters parameters = clients_.buffers().parameters(adapter);
-      return *evaluate(in_.pairs, policy_, {parameters, client.state.slot, client.state.lora_weight, weights}, loss_,
-                       pairs, cohort_.micro_rows, nullptr);
+      const EvaluatedModel model{client.state.slot, pairs, client.state.lora_weight, weights};
+      return evaluate(in_.pairs, policy_, clients_.buffers().parameters(adapter), std::span(&model, 1), loss_,
+                      cohort_.micro_rows, nullptr)
+          ->front();
     };
     std::size_t best = 0;
     double best_loss = std::numeric_limits<double>::infinity();

@@ -69,10 +69,17 @@ void HostedClients::ensure(HostedClient& client, Access access) {
 
 bool HostedClients::visit(std::span<HostedClient* const> clients, Access access,
                           const std::function<bool(HostedClient&)>& work) {
-  for (std::size_t i = 0; i < clients.size(); ++i) {
-    ensure(*clients[i], access);
-    prefetch(clients.subspan(i + 1, std::min<std::size_t>(1, clients.size() - i - 1)), access);
-    if (!work(*clients[i])) return false;
+  std::vector<Cohort> alone;
+  for (HostedClient* client : clients) alone.push_back({client});
+  return visit(alone, access, [&](std::span<HostedClient* const> cohort) { return work(*cohort.front()); });
+}
+
+bool HostedClients::visit(std::span<const Cohort> cohorts, Access access,
+                          const std::function<bool(std::span<HostedClient* const>)>& work) {
+  for (std::size_t i = 0; i < cohorts.size(); ++i) {
+    ensure(cohorts[i], access);
+    if (i + 1 < cohorts.size()) prefetch(cohorts[i + 1], access);
+    if (!work(cohorts[i])) return false;
   }
   return true;
 }

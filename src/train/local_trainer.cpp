@@ -1,4 +1,4 @@
-// Local steps and evaluation.
+// Local steps.
 #include "fedpdpo/train/local_trainer.hpp"
 
 #include <algorithm>
@@ -6,52 +6,12 @@
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/random.hpp"
+#include "scoring.hpp"
 
 namespace fedpdpo {
 namespace {
 
 bool is_lora(Group group) { return group == Group::lora_a || group == Group::lora_b; }
-
-/// The row weights of a batch of pairs `first`, `first` + 1, ... of the model.
-RowWeights row_weights(const EvaluatedModel& model, const PackedBatch& batch, std::size_t first) {
-  RowWeights weights;
-  const auto rows = static_cast<std::size_t>(batch.num_rows());
-  if (model.lora_weight != 1) weights.shared.assign(rows, model.lora_weight);
-  if (model.personal_weights.empty()) return weights;
-  weights.shared.resize(rows);
-  weights.personal.resize(rows);
-  for (std::size_t i = 0; i < batch.pairs.size(); ++i) {
-    const float personal = model.personal_weights[first + i];
-    const auto [begin, end] = batch.rows_of_pair(i);
-    for (std::size_t row = begin; row < end; ++row) {
-      weights.shared[row] = model.lora_weight * (1 - personal);
-      weights.personal[row] = personal;
-    }
-  }
-  return weights;
-}
-
-void add_reference(PairScores& scores, const ClientPair& pair) {
-  scores.reference_chosen = pair.reference_chosen;
-  scores.reference_rejected = pair.reference_rejected;
-}
-
-/// visit(batch, index of its first pair) for a list of pairs, packed in batches of about `micro_rows` rows.
-template <class Visit>
-void for_batches(const PairSet& set, const PackingOptions& packing, std::int32_t slot,
-                 std::span<const ClientPair> pairs, int micro_rows, Visit visit) {
-  std::vector<PairToPack> to_pack;
-  for (const ClientPair& pair : pairs) to_pack.push_back(pair.pair);
-  const std::vector<std::size_t> cuts = cut_by_rows(set, to_pack, packing, micro_rows);
-  PackedBatch batch;
-  for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
-    const MemberPairs member{slot, std::span(to_pack).subspan(cuts[c], cuts[c + 1] - cuts[c])};
-    pack(set, std::span(&member, 1), packing, batch);
-    if (!visit(std::as_const(batch), cuts[c])) return;
-  }
-}
-
-double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 : 0.0); }
 
 }  // namespace
 
@@ -260,58 +220,6 @@ void LocalTrainer::apply(std::span<const Member> members, int round, std::span<c
   if (hooks.after_step)
     for (const Member* member : moved)
       hooks.after_step(*member, buffers_.values(*member->state), gradient(*member->state));
-}
-
-std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const EvaluatedModel& model,
-                                   const LossOptions& loss, std::span<const ClientPair> pairs, int micro_rows,
-                                   const std::function<bool()>& stop) {
-  Evaluation result;
-  std::vector<PairScores> all(pairs.size());
-  bool stopped = false;
-  for_batches(set, policy.packing(), model.slot, pairs, micro_rows, [&](const PackedBatch& batch, std::size_t first) {
-    stopped = stop && stop();
-    if (!stopped)
-      policy.score(batch, model.parameters, std::span(all).subspan(first, batch.pairs.size()),
-                   row_weights(model, batch, first));
-    return !stopped;
-  });
-  if (stopped) return std::nullopt;
-  for (std::size_t i = 0; i < pairs.size(); ++i) add_reference(all[i], pairs[i]);
-  const BatchStatistics statistics = loss_needs_statistics(loss.kind) ? batch_statistics(loss, all) : BatchStatistics{};
-  for (const PairScores& s : all) {
-    const PairLoss r = preference_loss(loss, s, statistics);
-    result.margin.push_back(r.margin);
-    result.margin_implicit.push_back(r.margin_implicit);
-    result.margin_explicit.push_back(r.margin_explicit);
-    result.loss += r.loss;
-    result.accuracy += half_ties(r.margin);
-    result.accuracy_implicit += half_ties(r.margin_implicit);
-    result.accuracy_explicit += half_ties(r.margin_explicit);
-    result.mean_margin += r.margin;
-    result.mean_margin_implicit += r.margin_implicit;
-    result.mean_margin_explicit += r.margin_explicit;
-    result.log_prob_chosen += s.log_prob_chosen;
-    result.log_prob_rejected += s.log_prob_rejected;
-    result.kl_to_reference += 0.5 * ((s.log_prob_chosen - s.reference_chosen) / s.length_chosen +
-                                     (s.log_prob_rejected - s.reference_rejected) / s.length_rejected);
-  }
-  const auto n = static_cast<double>(std::max<std::size_t>(1, pairs.size()));
-  for (double* sum : {&result.loss, &result.accuracy, &result.accuracy_implicit, &result.accuracy_explicit,
-                      &result.mean_margin, &result.mean_margin_implicit, &result.mean_margin_explicit,
-                      &result.log_prob_chosen, &result.log_prob_rejected, &result.kl_to_reference})
-    *sum /= n;
-  return result;
-}
-
-std::vector<float> embed_pairs(const PairSet& set, Policy& policy, const CohortParameters& parameters,
-                               std::int32_t slot, std::span<const ClientPair> pairs, int micro_rows) {
-  std::vector<float> result;
-  for_batches(set, policy.packing(), slot, pairs, micro_rows, [&](const PackedBatch& batch, std::size_t) {
-    const std::vector<float> part = policy.pair_embeddings(batch, parameters);
-    result.insert(result.end(), part.begin(), part.end());
-    return true;
-  });
-  return result;
 }
 
 }  // namespace fedpdpo

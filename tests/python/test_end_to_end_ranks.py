@@ -95,8 +95,8 @@ def test_sums_by_way_of_the_nodes_are_the_same(space: Workspace, per_node: int) 
 
 
 def test_a_cohort_computes_what_its_clients_would_alone(space: Workspace) -> None:
-    alone = space.run("alone", **PERSONAL)
-    together = space.run("together", cohort=4, **PERSONAL)
+    alone = space.run("alone", refit=2, **PERSONAL)
+    together = space.run("together", refit=2, cohort=4, **PERSONAL)
     for name in ("final/test/margin", "clients/test/after/loss", "clients/train/loss"):
         np.testing.assert_allclose(read(together, name), read(alone, name), rtol=0, atol=1e-4)
 

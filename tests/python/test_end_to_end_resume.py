@@ -201,6 +201,20 @@ def test_signalled_twice(space: Workspace, jobs: list[Job], case: str) -> None:
     assert_same(path, whole)
 
 
+def test_cohorts_signalled_while_refitting(space: Workspace, jobs: list[Job]) -> None:
+    """Those that are equally far go on together. On one rank: cohorts are made of the clients that a rank hosts."""
+    options = {"method": "fedpdpo", "clients": 7, "cohort": 4, "rounds": 3, "lr_private": 0.01, "steps": 5,
+               "lora_dropout": 0.1, "refit": 200}
+    whole = space.run("refitting-whole", **options)
+    codes = [stop(space, jobs, "refitting", signal.SIGUSR1, ranks=1, whom="job", after=after, **options)
+             for after in (0.2, 0.5)]
+    assert REQUEUE in codes
+    path = space.folder / "refitting.h5"
+    if not path.exists():
+        space.run("refitting", resume="auto", **options)
+    assert_same(path, whole)
+
+
 # Damaged checkpoints
 
 

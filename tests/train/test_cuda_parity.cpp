@@ -72,15 +72,18 @@ Outcome run(const Case& one, Backend& backend, bool as_a_cohort, int micro_rows 
     }
     for (ClientState& state : states) ++state.steps_done;
   }
+  std::vector<EvaluatedModel> evaluated;
   for (const ClientState& state : states) {
     backend.copy_to_host(at(outcome.values, state.client), buffers.values(state).data, size * sizeof(float));
     outcome.loss += state.sums.loss;
     outcome.gradient_norm += state.sums.gradient_norm_shared + state.sums.gradient_norm_private;
     EXPECT_TRUE(state.sums.finite);
-    const EvaluatedModel evaluated{buffers.parameters(), state.slot};
-    const auto evaluation = evaluate(pairs, policy, evaluated, options.loss, train, micro_rows, nullptr);
-    outcome.margins.insert(outcome.margins.end(), evaluation->margin.begin(), evaluation->margin.end());
-    outcome.kl += evaluation->kl_to_reference;
+    evaluated.push_back({state.slot, train});
+  }
+  const auto evaluations = evaluate(pairs, policy, buffers.parameters(), evaluated, options.loss, micro_rows, nullptr);
+  for (const Evaluation& evaluation : *evaluations) {
+    outcome.margins.insert(outcome.margins.end(), evaluation.margin.begin(), evaluation.margin.end());
+    outcome.kl += evaluation.kl_to_reference;
   }
   outcome.embeddings = embed_pairs(pairs, policy, buffers.parameters(), 0, train, micro_rows);
   return outcome;

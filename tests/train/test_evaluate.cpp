@@ -15,9 +15,7 @@ LossOptions dpo(double lambda, double mu) {
 
 Evaluation evaluated(TrainerKit& kit, std::span<const ClientPair> pairs, const LossOptions& loss,
                      int micro_rows = 1024) {
-  const auto result = evaluate(kit.pairs, kit.policy, {kit.buffers.parameters(), 0}, loss, pairs, micro_rows, nullptr);
-  EXPECT_TRUE(result.has_value());
-  return result.value_or(Evaluation{});
+  return kit.evaluate({0, pairs}, loss, micro_rows);
 }
 
 /// Log-probabilities and rewards of single pairs: evaluate() gives sums and means only.
@@ -132,13 +130,45 @@ TEST(Evaluate, StopsWhereItIsAskedTo) {
   TrainerKit kit(model, pairs, AdapterOptions{}, smooth_options(), 1, 1);
   int asked = 0;
   const auto third_time = [&] { return ++asked == 3; };
-  EXPECT_FALSE(evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), kit.train, 1, third_time));
+  const EvaluatedModel one{0, kit.train};
+  EXPECT_FALSE(kit.evaluate(std::span(&one, 1), dpo(0, 0), 1, Adapter::shared, third_time));
   EXPECT_EQ(asked, 3);
-  EXPECT_TRUE(evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), kit.train, 1, third_time));
-  const auto nothing = evaluate(pairs, kit.policy, {kit.buffers.parameters(), 0}, dpo(0, 0), {}, 64, nullptr);
-  ASSERT_TRUE(nothing);
-  EXPECT_EQ(nothing->loss, 0);
-  EXPECT_TRUE(nothing->margin.empty());
+  EXPECT_TRUE(kit.evaluate(std::span(&one, 1), dpo(0, 0), 1, Adapter::shared, third_time));
+  const Evaluation nothing = evaluated(kit, {}, dpo(0, 0), 64);
+  EXPECT_EQ(nothing.loss, 0);
+  EXPECT_TRUE(nothing.margin.empty());
+}
+
+/// Models of a cohort, of clients with more, fewer and no pairs: in passes of one pair, of some models' pairs, of all,
+/// each has the numbers that it has alone, bit for bit.
+TEST(Evaluate, ACohortsModelsSharePassesAndKeepTheirNumbers) {
+  GoldenModel model("tiny_llama");
+  const PairSet pairs = random_pairs(12, 4);
+  TrainerKit kit(model, pairs, full_adapter(), smooth_options(), 5, 5);
+  const std::span<const ClientPair> all = kit.train;
+  // Slots in an order that is not the pairs', pairs that two models share, and a LoRA rank of its own.
+  const std::vector<EvaluatedModel> cohort{
+      {3, all.first(5)}, {0, {}}, {4, all.subspan(5, 1), 2.0f}, {1, all.subspan(4)}, {2, {}}};
+  int passes = 0;
+  for (const int micro_rows : {1, 40, 90, 100000}) {
+    int asked = 0;
+    const auto count = [&] { return ++asked < 0; };
+    const auto together = kit.evaluate(cohort, dpo(0.7, 0.5), micro_rows, Adapter::shared, count);
+    ASSERT_TRUE(together.has_value());
+    ASSERT_EQ(together->size(), cohort.size());
+    passes = asked;
+    for (std::size_t i = 0; i < cohort.size(); ++i) {
+      const Evaluation alone = kit.evaluate(cohort[i], dpo(0.7, 0.5), 100000), &found = (*together)[i];
+      EXPECT_EQ(found.margin, alone.margin) << i << ", rows " << micro_rows;
+      EXPECT_EQ(found.margin_implicit, alone.margin_implicit) << i;
+      EXPECT_EQ(found.margin_explicit, alone.margin_explicit) << i;
+      EXPECT_EQ(found.loss, alone.loss) << i;
+      EXPECT_EQ(found.kl_to_reference, alone.kl_to_reference) << i;
+      EXPECT_EQ(found.margin.size(), cohort[i].pairs.size()) << i;
+    }
+  }
+  EXPECT_EQ(passes, 1) << "all pairs of all models fit one pass";
+  EXPECT_NE(kit.evaluate({0, all.first(5)}, dpo(0, 0)).margin, kit.evaluate({3, all.first(5)}, dpo(0, 0)).margin);
 }
 
 struct StartCase {

@@ -168,8 +168,7 @@ void lower_reference(TrainerKit& kit) {
 }
 
 Evaluation evaluated(TrainerKit& kit, std::span<const ClientPair> pairs, int micro_rows) {
-  const EvaluatedModel model{kit.buffers.parameters(), 0};
-  return *evaluate(kit.pairs, kit.policy, model, kto_options(1).loss, pairs, micro_rows, nullptr);
+  return kit.evaluate({0, pairs}, kto_options(1).loss, micro_rows);
 }
 
 /// kto's KLs are those of a client's whole step, whatever the cuts, the cohort and dropout: the step's loss is that of

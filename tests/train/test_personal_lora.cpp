@@ -80,9 +80,9 @@ TEST(PersonalLora, MovesAloneAndAtThePrivateRate) {
   EXPECT_GT(kit.states[0].sums.gradient_norm_private, 0);
 }
 
-std::vector<double> margins(TrainerKit& kit, const EvaluatedModel& model, int micro_rows = 1024) {
-  const LossOptions loss;
-  return evaluate(kit.pairs, kit.policy, model, loss, kit.train, micro_rows, nullptr)->margin;
+std::vector<double> margins(TrainerKit& kit, Adapter adapter = Adapter::shared, float lora_weight = 1,
+                            std::span<const float> personal_weights = {}, int micro_rows = 1024) {
+  return kit.evaluate({0, kit.train, lora_weight, personal_weights}, {}, micro_rows, adapter).margin;
 }
 
 /// Pairs of weight 0 have the shared LoRA's margin, of weight 1 the personal one's, others neither, each alone whatever
@@ -92,13 +92,13 @@ TEST(PersonalLora, AnEvaluationWeighsPairs) {
   const PairSet pairs = random_pairs(6, 3);
   TrainerKit both(model, pairs, two_loras(), smooth_options(), 1, 1);
   Plain shared(model, pairs, both, Adapter::shared), personal(model, pairs, both, Adapter::personal);
-  const std::vector<double> of_shared = margins(shared, {shared.buffers.parameters(), 0});
-  const std::vector<double> of_personal = margins(personal, {personal.buffers.parameters(), 0});
-  EXPECT_EQ(margins(both, {both.buffers.parameters(), 0}), of_shared);
-  EXPECT_EQ(margins(both, {both.buffers.parameters(Adapter::personal), 0}), of_personal);
+  const std::vector<double> of_shared = margins(shared);
+  const std::vector<double> of_personal = margins(personal);
+  EXPECT_EQ(margins(both), of_shared);
+  EXPECT_EQ(margins(both, Adapter::personal), of_personal);
 
   const std::vector<float> weights{0, 1, 0.5f, 0, 0.25f, 1};
-  const std::vector<double> found = margins(both, {both.buffers.parameters(), 0, 1, weights});
+  const std::vector<double> found = margins(both, Adapter::shared, 1, weights);
   for (std::size_t i = 0; i < 6; ++i) {
     // The other adapter adds zeros: only the order of two sums differs.
     if (weights[i] == 0) {
@@ -112,7 +112,7 @@ TEST(PersonalLora, AnEvaluationWeighsPairs) {
     EXPECT_GT(std::abs(of_shared[i] - of_personal[i]), 1e-3) << i;
   }
   for (const int micro_rows : {1, 40})
-    EXPECT_EQ(margins(both, {both.buffers.parameters(), 0, 1, weights}, micro_rows), found) << micro_rows;
+    EXPECT_EQ(margins(both, Adapter::shared, 1, weights, micro_rows), found) << micro_rows;
 }
 
 AdapterOptions rank_of(int rank) {
@@ -146,8 +146,8 @@ TEST(RanksOfTheirOwn, AreASmallerLoraAtItsOwnScale) {
   const std::vector<float> start = used(wide.values(0));
   std::copy(start.begin(), start.end(), narrow.values(0).begin());
   const auto expect_same_margins = [&] {
-    const std::vector<double> found = margins(wide, {wide.buffers.parameters(), 0, 2});
-    const std::vector<double> expected = margins(narrow, {narrow.buffers.parameters(), 0});
+    const std::vector<double> found = margins(wide, Adapter::shared, 2);
+    const std::vector<double> expected = margins(narrow);
     for (std::size_t i = 0; i < 6; ++i) EXPECT_NEAR(found[i], expected[i], 1e-5) << i;
   };
   expect_same_margins();

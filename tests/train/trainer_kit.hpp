@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fedpdpo/core/random.hpp"
+#include "fedpdpo/train/evaluation.hpp"
 #include "fedpdpo/train/local_trainer.hpp"
 #include "golden_model.hpp"
 #include "support/test_support.hpp"
@@ -139,6 +140,17 @@ struct TrainerKit {
     for (int client : clients) members.push_back(member(client));
     trainer.step(members, round, trainable, {hook, nullptr});
     for (const Member& m : members) ++m.state->steps_done;
+  }
+
+  /// Models of the clients, in passes that they share.
+  std::optional<std::vector<Evaluation>> evaluate(std::span<const EvaluatedModel> models, const LossOptions& loss,
+                                                  int micro_rows = 1024, Adapter adapter = Adapter::shared,
+                                                  const std::function<bool()>& stop = nullptr) {
+    return fedpdpo::evaluate(pairs, policy, buffers.parameters(adapter), models, loss, micro_rows, stop);
+  }
+  Evaluation evaluate(const EvaluatedModel& one, const LossOptions& loss, int micro_rows = 1024,
+                      Adapter adapter = Adapter::shared) {
+    return evaluate(std::span(&one, 1), loss, micro_rows, adapter)->front();
   }
 
   GoldenModel& model;

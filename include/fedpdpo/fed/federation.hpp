@@ -17,6 +17,8 @@
 #include "fedpdpo/fed/personalization.hpp"
 #include "fedpdpo/fed/round_table.hpp"
 #include "fedpdpo/record/run_file.hpp"
+#include "fedpdpo/train/evaluation.hpp"
+#include "fedpdpo/train/local_trainer.hpp"
 
 namespace fedpdpo {
 
@@ -83,7 +85,8 @@ class Federation {
   // cohorts (federation_cohort.cpp)
   void take_cohort(const CheckpointReader* begun);
   std::optional<std::string> allocate(const CohortChoice& choice, std::size_t later);
-  std::vector<std::vector<HostedClient*>> cohorts(int steps);
+  std::vector<HostedClients::Cohort> cohorts(std::span<HostedClient* const> clients,
+                                             const std::function<int(const HostedClient&)>& done);
   std::vector<HostedClient*> clients_in_groups();
   bool train_locally();
   bool train_cohort(std::span<HostedClient* const> cohort, std::span<const Phase> plan);
@@ -94,10 +97,10 @@ class Federation {
 
   // evaluation (federation_evaluate.cpp)
   void use_backbone_of(int client);
-  EvaluatedModel model_of(const HostedClient& client, std::span<const float> personal_weights);
   const std::vector<float>& own_instance_weights(const HostedClient& client, Split split);
-  std::optional<Evaluation> evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
-                                        std::span<const float> weights, const std::function<bool()>& stop);
+  CohortParameters present_parameters();
+  std::optional<std::vector<Evaluation>> evaluate_cohort(std::span<HostedClient* const> cohort, Split split,
+                                                         const std::function<bool()>& stop);
   std::vector<float> weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs);
   bool evaluate_all(Point point);
   FinalMargins gather_margins();

@@ -56,6 +56,10 @@ class HostedClients {
   /// work(client) for each in turn, its state on the device and the next one's on its way there; ends where `work`
   /// returns false, and returns that.
   bool visit(std::span<HostedClient* const> clients, Access access, const std::function<bool(HostedClient&)>& work);
+  /// The same for lists of clients whose state must be on the device together.
+  using Cohort = std::vector<HostedClient*>;
+  bool visit(std::span<const Cohort> cohorts, Access access,
+             const std::function<bool(std::span<HostedClient* const>)>& work);
 
   /// Zeros in both of a client's moments.
   void clear_moments(const HostedClient& client, ParameterRange range) { store_->clear_moments(client.state, range); }

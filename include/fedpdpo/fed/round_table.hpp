@@ -10,7 +10,7 @@
 
 #include "fedpdpo/comm/communicator.hpp"
 #include "fedpdpo/record/history.hpp"
-#include "fedpdpo/train/local_trainer.hpp"
+#include "fedpdpo/train/evaluation.hpp"
 
 namespace fedpdpo {
 

@@ -5,7 +5,6 @@
 
 #include <functional>
 #include <map>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -95,32 +94,5 @@ class LocalTrainer {
   std::vector<std::vector<PairToPack>> to_pack_;
   std::vector<PairScores> scores_;
 };
-
-/// Margins and losses of one client's pairs of one split, and their means.
-struct Evaluation {
-  std::vector<double> margin, margin_implicit, margin_explicit;  // by pair
-  double loss = 0, accuracy = 0, accuracy_implicit = 0, accuracy_explicit = 0;
-  double mean_margin = 0, mean_margin_implicit = 0, mean_margin_explicit = 0;
-  double log_prob_chosen = 0, log_prob_rejected = 0, kl_to_reference = 0;
-};
-
-/// A client's present model, to be evaluated.
-struct EvaluatedModel {
-  CohortParameters parameters;
-  std::int32_t slot = 0;
-  float lora_weight = 1;
-  /// By pair: the personal LoRA's output counts so much, the shared one's the rest of 1; empty: one LoRA alone.
-  std::span<const float> personal_weights{};
-};
-
-/// Scores a list of pairs. A pair counts as right where its margin is positive, as half right where it is exactly 0. A
-/// loss's batch is the whole list. nullopt if `stop` became true on the way.
-std::optional<Evaluation> evaluate(const PairSet& set, Policy& policy, const EvaluatedModel& model,
-                                   const LossOptions& loss, std::span<const ClientPair> pairs, int micro_rows,
-                                   const std::function<bool()>& stop);
-
-/// Policy::pair_embeddings of a list of pairs, (pairs, d).
-std::vector<float> embed_pairs(const PairSet& set, Policy& policy, const CohortParameters& parameters,
-                               std::int32_t slot, std::span<const ClientPair> pairs, int micro_rows);
 
 }  // namespace fedpdpo
