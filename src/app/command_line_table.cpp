@@ -291,9 +291,11 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.overwrite = choice(g, switch_names); }, Arity::none},
       {"eval-every", "N", "rounds from evaluation to evaluation", output,
        [](Line& l, const Given& g) { l.run.eval_every = integer(g, 1); }},
-      {"aggregation-error-every", "N", "rounds from one LoRA aggregation error to the next, 0: none; its cost grows with the "
-       "square of participants times rank", output,
-       [](Line& l, const Given& g) { l.run.aggregation_error_every = integer(g, 0); }},
+      {"aggregation-error-every", "auto|N", "rounds from one LoRA aggregation error to the next, 0: none; auto: in the rounds that "
+       "are evaluated", output,
+       [](Line& l, const Given& g) {
+         l.run.aggregation_error_every = g.value() == "auto" ? std::nullopt : std::optional(integer(g, 0));
+       }},
       {"eval-splits", "LIST", "of train, validation and test", output, set_eval_splits},
       {"cross-eval", "", "at the end evaluate every client's model on every client's test pairs", output,
        [](Line& l, const Given& g) { l.run.cross_eval = choice(g, switch_names); }, Arity::none},

@@ -1,4 +1,4 @@
-// The LoRA aggregation error, by Gram matrices.
+// The LoRA aggregation error: a layer is gathered on one rank, the next on the next, and computed by its backend.
 #include "fedpdpo/fed/aggregation_error.hpp"
 
 #include <algorithm>
@@ -10,83 +10,120 @@
 namespace fedpdpo {
 namespace {
 
-/// Deviations of one parameter from its average, scaled by sqrt(p): rows x cols in double.
-void deviation(const Parameter& p, const WeightedLora& client, std::span<const float> average, double* out) {
-  const double root = std::sqrt(client.share);
-  for (std::size_t i = 0; i < p.size(); ++i)
-    out[i] = root * (static_cast<double>(client.values[p.offset + i]) - static_cast<double>(average[p.offset + i]));
+/// Rows of a site's product at a time: at most this many elements of it are ever stored.
+constexpr std::int64_t most_elements = std::int64_t{1} << 24;
+
+const Parameter& parameter(const ParameterLayout& layout, int index) {
+  return layout.parameters()[static_cast<std::size_t>(index)];
 }
 
-/// ||sum_i b_i a_i||^2 with b_i (n, r) and a_i (r, k), all clients behind one another.
-double squared_norm_of_products(const std::vector<double>& b, const std::vector<double>& a, std::size_t clients,
-                                std::size_t n, std::size_t k, std::size_t r) {
-  const std::size_t width = clients * r;
-  std::vector<double> gram_b(width * width, 0.0), gram_a(width * width, 0.0);
-  std::vector<double> row(width);
-  for (std::size_t i = 0; i < n; ++i) {
-    for (std::size_t c = 0; c < clients; ++c)
-      for (std::size_t j = 0; j < r; ++j) row[c * r + j] = b[(c * n + i) * r + j];
-    for (std::size_t u = 0; u < width; ++u)
-      for (std::size_t v = 0; v <= u; ++v) gram_b[u * width + v] += row[u] * row[v];
-  }
-  for (std::size_t u = 0; u < width; ++u)
-    for (std::size_t v = 0; v <= u; ++v) {
-      gram_b[v * width + u] = gram_b[u * width + v];
-      double sum = 0;
-      for (std::size_t j = 0; j < k; ++j) sum += a[u * k + j] * a[v * k + j];
-      gram_a[u * width + v] = gram_a[v * width + u] = sum;
+/// visit(site) for a layer's LoRA sites, in the order in which layer_slice lists their factors.
+template <class Visit>
+void for_sites(const ParameterLayout& layout, int layer, Visit visit) {
+  for (int block = 0; block < num_blocks; ++block)
+    for (const LoraSite& site : layout.sites(layer, static_cast<Block>(block))) visit(site);
+}
+
+/// Deviations of the clients' (rows, cols) from the average, times `share` where it is asked for, into columns or rows
+/// of `out` one client after another: element (i, j) of client c at out[i * stride_i + c * stride_c + j].
+struct Deviations {
+  std::size_t stride_i, stride_c;
+  bool weighted;
+
+  void write(std::span<const WeightedLora> clients, std::span<const float> average, std::size_t offset,
+             std::size_t rows, std::size_t cols, float* out) const {
+    for (std::size_t c = 0; c < clients.size(); ++c) {
+      const double factor = weighted ? clients[c].share : 1;
+      for (std::size_t i = 0; i < rows; ++i)
+        for (std::size_t j = 0; j < cols; ++j) {
+          const std::size_t at = offset + i * cols + j;
+          out[i * stride_i + c * stride_c + j] = static_cast<float>(
+              factor * (static_cast<double>(clients[c].values[at]) - static_cast<double>(average[at])));
+        }
     }
+  }
+};
+
+/// ||sum_i p_i (B_i - B)(A_i - A)||^2 of a site whose factors A (r, k) and B (n, r) begin at these numbers.
+double squared_error(Backend& backend, std::span<const WeightedLora> clients, std::span<const float> average,
+                     std::size_t a_begin, std::size_t b_begin, std::int64_t n, std::int64_t k, std::int64_t r) {
+  const auto width = static_cast<std::int64_t>(clients.size()) * r;
+  const auto ur = static_cast<std::size_t>(r), uk = static_cast<std::size_t>(k), uw = static_cast<std::size_t>(width);
+  const std::int64_t rows_at_once = std::min(n, std::max<std::int64_t>(1, most_elements / std::max(k, width)));
+  std::vector<float> host(static_cast<std::size_t>(std::max(width * k, rows_at_once * width)));
+  const Tensor right(backend, width, k), left(backend, rows_at_once, width), product(backend, rows_at_once, k);
+  Deviations{uk, ur * uk, false}.write(clients, average, a_begin, ur, uk, host.data());
+  backend.copy_to_device(right.view().data, host.data(), static_cast<std::size_t>(width * k) * sizeof(float));
   double total = 0;
-  for (std::size_t i = 0; i < gram_a.size(); ++i) total += gram_a[i] * gram_b[i];
-  return std::max(0.0, total);
+  for (std::int64_t begin = 0; begin < n; begin += rows_at_once) {
+    const std::int64_t rows = std::min(rows_at_once, n - begin);
+    Deviations{uw, ur, true}.write(clients, average, b_begin + static_cast<std::size_t>(begin * r),
+                                   static_cast<std::size_t>(rows), ur, host.data());
+    backend.copy_to_device(left.view().data, host.data(), static_cast<std::size_t>(rows * width) * sizeof(float));
+    backend.linear_backward(left.first(rows), right.view(), product.first(rows), Write::overwrite);
+    const ConstView whole{product.view().data, 1, rows * k, rows * k, DType::f32};
+    double squared = 0;
+    backend.squared_norms(std::span(&whole, 1), std::span(&squared, 1));
+    total += squared;
+  }
+  return total;
 }
 
 }  // namespace
 
-std::vector<double> lora_aggregation_error(const ParameterLayout& layout, std::int64_t num_layers,
-                                           std::span<const WeightedLora> clients, std::span<const float> average) {
-  check(layout.is_shared(Group::lora_a) && layout.is_shared(Group::lora_b), "the error needs both factors shared");
-  std::vector<double> errors(static_cast<std::size_t>(num_layers), 0.0), deviations_a, deviations_b;
-  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    double squared = 0;
-    for (int block = 0; block < num_blocks; ++block) {
-      for (const LoraSite& site : layout.sites(static_cast<int>(layer), static_cast<Block>(block))) {
-        const Parameter& a = layout.parameters()[static_cast<std::size_t>(site.a)];
-        const Parameter& b = layout.parameters()[static_cast<std::size_t>(site.b)];
-        deviations_a.resize(clients.size() * a.size());
-        deviations_b.resize(clients.size() * b.size());
-        for (std::size_t c = 0; c < clients.size(); ++c) {
-          deviation(a, clients[c], average, deviations_a.data() + c * a.size());
-          deviation(b, clients[c], average, deviations_b.data() + c * b.size());
-        }
-        squared +=
-            squared_norm_of_products(deviations_b, deviations_a, clients.size(), static_cast<std::size_t>(b.rows),
-                                     static_cast<std::size_t>(a.cols), static_cast<std::size_t>(a.rows));
-      }
+std::vector<float> layer_slice(const ParameterLayout& layout, int layer, std::span<const float> shared) {
+  std::vector<float> slice;
+  for_sites(layout, layer, [&](const LoraSite& site) {
+    for (const int index : {site.a, site.b}) {
+      const Parameter& p = parameter(layout, index);
+      const auto first = shared.begin() + static_cast<std::ptrdiff_t>(p.offset);
+      slice.insert(slice.end(), first, first + static_cast<std::ptrdiff_t>(p.size()));
     }
-    errors[static_cast<std::size_t>(layer)] = std::sqrt(squared);
-  }
-  return errors;
+  });
+  return slice;
 }
 
-std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,
-                                       std::size_t size, bool to_all) {
-  struct Head {
-    std::int64_t client;
-    double weight;
-    double lora_weight;
-  };
-  const std::size_t record = sizeof(Head) + size * sizeof(float);
+double lora_aggregation_error(Backend& backend, const ParameterLayout& layout, int layer,
+                              std::span<const WeightedLora> clients, std::span<const float> average) {
+  check(layout.is_shared(Group::lora_a) && layout.is_shared(Group::lora_b), "the error needs both factors shared");
+  double squared = 0;
+  std::size_t at = 0;
+  for_sites(layout, layer, [&](const LoraSite& site) {
+    const Parameter &a = parameter(layout, site.a), &b = parameter(layout, site.b);
+    squared += squared_error(backend, clients, average, at, at + a.size(), b.rows, a.cols, a.rows);
+    at += a.size() + b.size();
+  });
+  check(at == average.size(), "an average of another layer");
+  return std::sqrt(squared);
+}
+
+namespace {
+
+struct Head {
+  std::int64_t client;
+  double weight;
+  double lora_weight;
+};
+
+/// The counted contributions' `slice`, all of one length, as bytes.
+template <class Slice>
+std::vector<std::byte> pack_contributions(std::span<const Contribution> own, Slice slice) {
   std::vector<std::byte> bytes;
   for (const Contribution& c : own) {
     if (!c.finite) continue;
     const Head head{c.client, c.weight, static_cast<double>(c.lora_weight)};
+    const auto& values = slice(c);
     const std::size_t at = bytes.size();
-    bytes.resize(at + record);
+    bytes.resize(at + sizeof head + values.size() * sizeof(float));
     std::memcpy(bytes.data() + at, &head, sizeof head);
-    std::memcpy(bytes.data() + at + sizeof head, c.values.data(), c.values.size_bytes());
+    std::memcpy(bytes.data() + at + sizeof head, values.data(), values.size() * sizeof(float));
   }
-  const auto all = to_all ? group.communicator().all_gather(bytes) : group.communicator().gather(bytes, 0);
+  return bytes;
+}
+
+/// What pack_contributions made on every rank, each of `size` numbers.
+std::vector<GatheredLora> unpack_contributions(const std::vector<std::vector<std::byte>>& all, std::size_t size) {
+  const std::size_t record = sizeof(Head) + size * sizeof(float);
   std::vector<GatheredLora> loras;
   double total = 0;
   for (const auto& part : all) {
@@ -105,18 +142,42 @@ std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<
   return loras;
 }
 
+}  // namespace
+
+std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,
+                                       std::size_t size) {
+  const auto bytes = pack_contributions(own, [](const Contribution& c) { return c.values; });
+  return unpack_contributions(group.communicator().all_gather(bytes), size);
+}
+
 std::vector<WeightedLora> weighted(std::span<const GatheredLora> loras) {
   std::vector<WeightedLora> views;
   for (const GatheredLora& lora : loras) views.push_back({lora.values, lora.share, lora.weight});
   return views;
 }
 
-std::vector<double> gather_aggregation_error(const AggregationGroup& group, const ParameterLayout& layout,
-                                             std::int64_t num_layers, std::span<const Contribution> own,
-                                             std::span<const float> average) {
-  const std::vector<GatheredLora> loras = gather_loras(group, own, average.size(), false);
-  if (group.communicator().rank() != 0) return {};
-  return lora_aggregation_error(layout, num_layers, weighted(loras), average);
+std::vector<double> gather_aggregation_error(Backend& backend, const AggregationGroup& group,
+                                             const ParameterLayout& layout, int num_layers,
+                                             std::span<const Contribution> own, std::span<const float> average) {
+  const Communicator& ranks = group.communicator();
+  std::vector<double> errors(static_cast<std::size_t>(num_layers), 0.0);
+  // As many layers as ranks are gathered, each on one of them, before any is computed: so they compute side by side.
+  for (int base = layout.lowest_lora_layer(); base < num_layers; base += ranks.size()) {
+    std::vector<std::vector<std::byte>> mine;
+    for (int root = 0; root < ranks.size() && base + root < num_layers; ++root) {
+      const auto bytes =
+          pack_contributions(own, [&](const Contribution& c) { return layer_slice(layout, base + root, c.values); });
+      auto gathered = ranks.gather(bytes, root);
+      if (ranks.rank() == root) mine = std::move(gathered);
+    }
+    const int layer = base + ranks.rank();
+    if (layer >= num_layers) continue;
+    const std::vector<float> slice = layer_slice(layout, layer, average);
+    const std::vector<GatheredLora> loras = unpack_contributions(mine, slice.size());
+    errors[static_cast<std::size_t>(layer)] = lora_aggregation_error(backend, layout, layer, weighted(loras), slice);
+  }
+  ranks.sum(errors);  // exact: a layer's error is not zero on one rank alone
+  return ranks.rank() == 0 ? errors : std::vector<double>{};
 }
 
 }  // namespace fedpdpo

@@ -179,9 +179,10 @@ std::vector<float> Federation::average_common(std::span<Result> results) {
 /// Whether this round's average of a group leaves something out that is to be recorded: a server that moves the frozen
 /// weights makes no such error.
 bool Federation::records_aggregation_error() const {
-  const int every = in_.options.aggregation_error_every;
-  return every > 0 && round_ % every == 0 && layout_.has(Group::lora_a) && layout_.is_shared(Group::lora_a) &&
-         layout_.is_shared(Group::lora_b) && !in_.method.moves_backbone();
+  const std::optional<int>& every = in_.options.aggregation_error_every;
+  const bool wanted = every ? *every > 0 && round_ % *every == 0 : is_evaluated(round_);
+  return wanted && layout_.has(Group::lora_a) && layout_.is_shared(Group::lora_a) && layout_.is_shared(Group::lora_b) &&
+         !in_.method.moves_backbone();
 }
 
 void Federation::average_group(AggregationGroup& group, std::span<Result> results, std::span<const float> common) {
@@ -195,7 +196,8 @@ void Federation::average_group(AggregationGroup& group, std::span<Result> result
                             in_.partition.clients[static_cast<std::size_t>(c.client)].name));
   }
   if (reduced.num_finite > 0 && records_aggregation_error())
-    aggregation_error_[group.index()] = gather_aggregation_error(group, layout_, in_.config.num_layers, own, average);
+    aggregation_error_[group.index()] =
+        gather_aggregation_error(in_.backend, group, layout_, static_cast<int>(in_.config.num_layers), own, average);
   privatize(group, reduced, average);
   std::copy(common.begin(), common.end(), average.begin());
   const auto means = average_payloads(group, own);

@@ -134,7 +134,8 @@ void describe_execution(const RunOptions& options, Description& out) {
   out.number_or_auto("resident", options.resident);
   out.word("graphs", graphs_names, options.graphs);
   out.number("eval-every", options.eval_every);
-  out.number("aggregation-error-every", options.aggregation_error_every);
+  const std::optional<int>& error_every = options.aggregation_error_every;
+  out.text("aggregation-error-every", error_every ? fmt::format("{}", *error_every) : "auto");
   out.text("eval-splits", options.eval_splits);
   out.word("cross-eval", switch_names, options.cross_eval);
   out.number("checkpoint-every", options.checkpoint_every);

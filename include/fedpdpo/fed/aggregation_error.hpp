@@ -2,9 +2,9 @@
 //
 //   E = sum p_i B_i A_i - (sum p_i B_i)(sum p_i A_i) = sum p_i (B_i - B)(A_i - A),   B = sum p_i B_i, A = sum p_i A_i
 //
-// per LoRA site; a layer's error is the Frobenius norm over its sites. With U = [sqrt(p_i) (B_i - B)] and
-// V = [sqrt(p_i) (A_i - A)] stacked over the clients, ||U V||^2 = sum of (U^T U) * (V V^T), elementwise: no matrix of
-// the weight's size is ever formed.
+// per LoRA site; a layer's error is the Frobenius norm over its sites. With the clients' p_i (B_i - B) side by side and
+// their A_i - A one below another, a site's E is one product, of which a few rows at a time are stored; deviations are
+// taken in double. Source: the definition; FedEx-LoRA (Singhal et al. 2024) adds E to the frozen weights.
 #pragma once
 
 #include <span>
@@ -14,9 +14,13 @@
 
 namespace fedpdpo {
 
-/// ||E||_F per layer of the model. `average` is the shared span's average; both LoRA groups are shared.
-std::vector<double> lora_aggregation_error(const ParameterLayout& layout, std::int64_t num_layers,
-                                           std::span<const WeightedLora> clients, std::span<const float> average);
+/// The factors A, B of a layer's sites, of all that a client shares, one after another.
+std::vector<float> layer_slice(const ParameterLayout& layout, int layer, std::span<const float> shared);
+
+/// ||E||_F of a layer. The clients' values and their average are layer_slices; both LoRA groups are shared. Products
+/// are the backend's, in fp32 (TF32 where it computes clients' products so).
+double lora_aggregation_error(Backend& backend, const ParameterLayout& layout, int layer,
+                              std::span<const WeightedLora> clients, std::span<const float> average);
 
 /// A counted contribution, on another rank.
 struct GatheredLora {
@@ -29,15 +33,14 @@ struct GatheredLora {
 /// Views of them.
 std::vector<WeightedLora> weighted(std::span<const GatheredLora> loras);
 
-/// Collective over the group: the counted contributions of all its ranks in the order of the clients, on every rank (on
-/// rank 0 alone with `to_all` false).
+/// Collective over the group: the counted contributions of all its ranks in the order of the clients, on every rank.
 std::vector<GatheredLora> gather_loras(const AggregationGroup& group, std::span<const Contribution> own,
-                                       std::size_t size, bool to_all = true);
+                                       std::size_t size);
 
-/// Collective over the group: gathers the counted contributions on its rank 0, where the errors are returned (empty
-/// elsewhere).
-std::vector<double> gather_aggregation_error(const AggregationGroup& group, const ParameterLayout& layout,
-                                             std::int64_t num_layers, std::span<const Contribution> own,
-                                             std::span<const float> average);
+/// Collective over the group, whose ranks share the layers: ||E||_F per layer of the model on its rank 0 (empty
+/// elsewhere). The numbers do not depend on the ranks. `average` is the shared span's average.
+std::vector<double> gather_aggregation_error(Backend& backend, const AggregationGroup& group,
+                                             const ParameterLayout& layout, int num_layers,
+                                             std::span<const Contribution> own, std::span<const float> average);
 
 }  // namespace fedpdpo

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -78,9 +79,9 @@ struct RunOptions {
   // output
   int eval_every = 1;
   std::string eval_splits = "validation,test";
-  int aggregation_error_every = 1;  ///< rounds; 0: never
-  bool cross_eval = false;          ///< at the end, every client's model on every client's test pairs
-  int new_client_steps = 16;        ///< steps for which clients that never trained fit their private modules
+  std::optional<int> aggregation_error_every;  ///< rounds; 0: never; without a number: in the rounds that are evaluated
+  bool cross_eval = false;                     ///< at the end, every client's model on every client's test pairs
+  int new_client_steps = 16;                   ///< steps for which clients that never trained fit their private modules
   int checkpoint_every = 0;
   std::filesystem::path checkpoint_dir;  ///< default: OUT without .h5, plus ".ckpt"
   Resume resume = Resume::none;
