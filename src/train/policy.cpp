@@ -72,10 +72,10 @@ void Policy::rewards(const PackedBatch& batch, const CohortParameters& p, ConstV
   if (layout_.options().reward_pool == RewardPool::last) {
     backend_.gather_rows(z, index_view(response_rows_, pooled_rows), pooled);
   } else {
-    View rows = response_z_.first(pooled_rows);
+    View rows = response_z_.first(pooled_rows), sums = pooled_.first(responses + 1);
     backend_.gather_rows(z, index_view(response_rows_, pooled_rows), rows);
-    backend_.fill(pooled, 0.0f);
-    backend_.scatter_add_rows(rows, index_view(response_of_row_, pooled_rows), pooled);
+    backend_.fill(sums, 0.0f);
+    backend_.scatter_add_rows(rows, index_view(response_of_row_, pooled_rows), sums);
   }
   heads_.rewards(batch.client_responses, p, pooled, scores_.first(responses));
   const auto members = static_cast<std::int64_t>(batch.client_responses.size());
@@ -121,8 +121,10 @@ void Policy::reward_backward(const PackedBatch& batch, const CohortParameters& p
   }
   ConstView d_rows = d_pooled;
   if (layout_.options().reward_pool == RewardPool::mean) {
+    // What is filled up adds nothing to the first row.
+    backend_.fill(d_pooled_.view().row_range(responses, responses + 1), 0.0f);
     View spread = response_z_.first(pooled_rows);
-    backend_.gather_rows(d_pooled, index_view(response_of_row_, pooled_rows), spread);
+    backend_.gather_rows(d_pooled_.first(responses + 1), index_view(response_of_row_, pooled_rows), spread);
     d_rows = spread;
   }
   backend_.scatter_add_rows(d_rows, index_view(response_rows_, pooled_rows), target);

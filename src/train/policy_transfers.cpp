@@ -47,16 +47,16 @@ void Policy::reserve(const PackedBatch& batch, bool train) {
   grow(response_rows_, pooled_rows, 1, DType::i32);
   grow(response_of_row_, pooled_rows, 1, DType::i32);
   grow(response_z_, pooled_rows, d);
-  grow(pooled_, responses, d);
+  grow(pooled_, responses + 1, d);
   if (train) {
     grow(d_reward_, responses, 1);
     grow(d_scaled_, responses, 1);
-    grow(d_pooled_, responses, d);
+    grow(d_pooled_, responses + 1, d);
     grow(d_z_reward_, batch.num_rows(), d);
   }
 }
 
-/// The rows that each response's reward is pooled over.
+/// The rows that each response's reward is pooled over, and whose they are.
 void Policy::list_pooled_rows(const PackedBatch& batch) {
   pool_rows_.clear();
   pool_response_.clear();
@@ -72,6 +72,10 @@ void Policy::list_pooled_rows(const PackedBatch& batch) {
     }
     pool_response_.resize(pool_rows_.size(), static_cast<std::int32_t>(i));
   }
+  if (layout_.options().reward_pool == RewardPool::last || batch.filling == Filling::none) return;
+  // Up to a size that recurs with the batch's first row, for a response of its own after all others.
+  pool_rows_.resize(static_cast<std::size_t>(size_class(static_cast<std::int32_t>(pool_rows_.size()))), 0);
+  pool_response_.resize(pool_rows_.size(), static_cast<std::int32_t>(batch.responses.size()));
 }
 
 BatchView Policy::load(const PackedBatch& batch, const RowWeights& row_weights, Pass pass) {

@@ -41,8 +41,8 @@ class Policy {
 
   /// Forward and backward. Writes the gradients of the wanted groups; the derivatives that `loss` returns are taken as
   /// they are (the caller divides by the batch's size). Passes over batches that are filled up to size classes, so that
-  /// their shapes recur (but for the rows of rewards that are means), are recorded and given again (Backend::run),
-  /// where their targets fit one chunk and there is no dropout.
+  /// their shapes recur, are recorded and given again (Backend::run), where their targets fit one chunk and there is no
+  /// dropout.
   void train(const PackedBatch& batch, const CohortParameters& parameters, const CohortGradients& gradients,
              const LossFunction& loss, std::span<PairScores> scores, const LoraDropout& dropout = {},
              const RowWeights& row_weights = {});
