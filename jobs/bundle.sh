@@ -24,6 +24,7 @@ names() { readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'; }
 is_system='/(ld-linux[^/]*|libc|libm|libdl|libpthread|librt|libresolv|libutil|libanl)\.so'
 is_fabric='/(libucp|libuct|libfabric|libibverbs|libpsm2|libpsm_infinipath|libflux-core)\.so'
 is_oshmem='/liboshmem\.so'  # another programming interface; 1 MB
+is_unused='/(mca_(io|fs|fbtl|fcoll|sharedfp)_|mca_[a-z]+_monitoring|libompi_dbg)'  # MPI-IO and tools' interfaces; 1 MB
 
 plugins=$(dirname "$(dirname "$(readlink -f "$(ldd "$program" | awk '/libmpi\.so/ { print $3 }')")")")
 for candidate in "$plugins"/*/openmpi/lib/openmpi3 "$plugins"/openmpi/lib/openmpi3 "$plugins"/lib/openmpi "$plugins"/openmpi; do
@@ -46,6 +47,7 @@ if [[ -n ${BUNDLE_TESTS:-} ]]; then
   cp -r "$jobs/../tests/golden" "$out/tests/"
 fi
 for component in "$found"/*.so; do
+  [[ $component =~ $is_unused ]] && continue
   needs "$component" | grep -E "$is_fabric|$is_oshmem" > /dev/null || cp -L "$component" "$out/openmpi/"
 done
 cp -L "$data"/*.txt "$out/share/"
