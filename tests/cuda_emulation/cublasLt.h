@@ -24,7 +24,7 @@ enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
 };
 enum cublasLtReductionScheme_t { CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
-enum cublasLtMatrixLayoutAttribute_t { CUBLASLT_MATRIX_LAYOUT_COLS };
+enum cublasLtMatrixLayoutAttribute_t { CUBLASLT_MATRIX_LAYOUT_ROWS, CUBLASLT_MATRIX_LAYOUT_COLS };
 
 struct EmulatedMatmul {
   cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
@@ -39,6 +39,7 @@ struct EmulatedLayout {
 struct EmulatedPreference {
   std::uint64_t workspace = 0;
   std::uint32_t alignment[4] = {256, 256, 256, 256};
+  std::uint32_t reductions = ~0u;
 };
 using cublasLtHandle_t = void*;
 using cublasLtMatmulDesc_t = EmulatedMatmul*;
@@ -47,7 +48,9 @@ using cublasLtMatmulPreference_t = EmulatedPreference*;
 
 /// Keeps what it was chosen for: used on anything else, the product fails.
 struct cublasLtMatmulAlgo_t {
-  std::uint64_t workspace;
+  std::uint64_t workspace, m, n, k;
+  std::int64_t leads[3];
+  cublasOperation_t a, b;
   std::uint32_t alignment[4];
 };
 struct cublasLtMatmulHeuristicResult_t {

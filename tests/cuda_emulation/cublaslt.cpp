@@ -1,4 +1,6 @@
 // Emulated cuBLASLt: D = alpha op(A) op(B) + beta C, column-major, fp32 results, sums in double; C and D may be bf16.
+// Of types it takes what the documentation's table for cublasLtMatmul() has, and an algorithm only for what it was
+// chosen for, but for the numbers of columns.
 #include "cublasLt.h"
 
 #include <cstdio>
@@ -9,7 +11,7 @@
 
 namespace {
 
-bool supported = true;
+emulation::GemmSupport support = emulation::GemmSupport::any_rows;
 std::size_t heuristics = 0;
 
 float element(const void* matrix, const EmulatedLayout& layout, std::uint64_t row, std::uint64_t col) {
@@ -26,13 +28,20 @@ struct Sizes {
   std::uint64_t m, n, k;
 };
 
+/// The rows of the documentation's table that are used here; the factors of TF32 are fp32.
+bool has_types(cublasComputeType_t compute, cudaDataType_t a, cudaDataType_t b, cudaDataType_t c) {
+  if (a != b) return false;
+  if (a == CUDA_R_32F) return c == CUDA_R_32F;
+  return compute == CUBLAS_COMPUTE_32F && (c == CUDA_R_32F || c == CUDA_R_16BF);
+}
+
 /// False where the matrices do not fit together.
 bool sizes_of(const EmulatedMatmul& product, const EmulatedLayout& a, const EmulatedLayout& b, const EmulatedLayout& c,
               Sizes& sizes) {
   const bool a_plain = product.a == CUBLAS_OP_N, b_plain = product.b == CUBLAS_OP_N;
   sizes = {a_plain ? a.rows : a.cols, b_plain ? b.cols : b.rows, a_plain ? a.cols : a.rows};
-  return (b_plain ? b.rows : b.cols) == sizes.k && c.rows == sizes.m && c.cols == sizes.n && a.type == b.type &&
-         (c.type == CUDA_R_32F || a.type == CUDA_R_16BF);
+  return (b_plain ? b.rows : b.cols) == sizes.k && c.rows == sizes.m && c.cols == sizes.n &&
+         has_types(product.compute, a.type, b.type, c.type);
 }
 
 void put(void* matrix, const EmulatedLayout& layout, std::uint64_t row, std::uint64_t col, float value) {
@@ -56,7 +65,7 @@ float as_factor(float value, cublasComputeType_t compute) {
 
 namespace emulation {
 
-void set_gemm_support(bool is_supported) { supported = is_supported; }
+void set_gemm_support(GemmSupport wanted) { support = wanted; }
 std::size_t heuristics_asked() { return heuristics; }
 
 }  // namespace emulation
@@ -83,6 +92,8 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t attribute,
                                               const void* value, std::size_t bytes) {
   if (bytes != sizeof(cublasOperation_t)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (attribute != CUBLASLT_MATMUL_DESC_TRANSA && attribute != CUBLASLT_MATMUL_DESC_TRANSB)
+    return CUBLAS_STATUS_INVALID_VALUE;
   std::memcpy(attribute == CUBLASLT_MATMUL_DESC_TRANSA ? &product->a : &product->b, value, bytes);
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -92,9 +103,10 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* made, cudaData
   *made = new EmulatedLayout{type, rows, cols, lead};
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t,
-                                                const void* value, std::size_t bytes) {
-  if (bytes != sizeof layout->cols) return CUBLAS_STATUS_INVALID_VALUE;
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, const void* value,
+                                                std::size_t bytes) {
+  if (bytes != sizeof layout->cols || attribute != CUBLASLT_MATRIX_LAYOUT_COLS) return CUBLAS_STATUS_INVALID_VALUE;
   std::memcpy(&layout->cols, value, bytes);
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -119,7 +131,10 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     return CUBLAS_STATUS_SUCCESS;
   }
   if (bytes != sizeof(std::uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
-  if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) return CUBLAS_STATUS_SUCCESS;
+  if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) {
+    std::memcpy(&preference->reductions, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  }
   std::memcpy(&preference->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value, bytes);
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -130,10 +145,16 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatmulHeuristicResult_t* results, int* found) {
   ++heuristics;
   *found = 0;
-  if (!supported) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (support == emulation::GemmSupport::none) return CUBLAS_STATUS_NOT_SUPPORTED;
   Sizes sizes{};
-  if (!sizes_of(*product, *a, *b, *c, sizes)) return CUBLAS_STATUS_INVALID_VALUE;
-  results->algo.workspace = preference->workspace;
+  if (!sizes_of(*product, *a, *b, *c, sizes) || sizes.m == 0 || sizes.n == 0 || sizes.k == 0)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (preference->reductions != CUBLASLT_REDUCTION_SCHEME_NONE) {
+    std::fputs("emulated cuBLASLt: an algorithm that may split sums\n", stderr);
+    std::abort();
+  }
+  results->algo = {preference->workspace,       sizes.m,    sizes.n,    sizes.k,
+                   {a->lead, b->lead, c->lead}, product->a, product->b, {}};
   std::memcpy(results->algo.alignment, preference->alignment, sizeof preference->alignment);
   results->state = CUBLAS_STATUS_SUCCESS;
   *found = 1;
@@ -143,16 +164,23 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, const void* alpha, const void* a,
                               cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
                               const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
-                              cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace,
                               std::size_t workspace_bytes, cudaStream_t stream) {
   Sizes sizes{};
-  if (!sizes_of(*product, *a_layout, *b_layout, *c_layout, sizes) || c != d || workspace == nullptr ||
+  const bool of_this_product = algorithm->a == product->a && algorithm->b == product->b &&
+                               algorithm->leads[0] == a_layout->lead && algorithm->leads[1] == b_layout->lead &&
+                               algorithm->leads[2] == c_layout->lead;
+  constexpr std::uint32_t workspace_alignment = 256;
+  if (!sizes_of(*product, *a_layout, *b_layout, *c_layout, sizes) || !of_this_product || c != d ||
+      c_layout != d_layout || !aligned(workspace, workspace_alignment) || workspace == nullptr ||
       workspace_bytes < algorithm->workspace || !aligned(a, algorithm->alignment[0]) ||
       !aligned(b, algorithm->alignment[1]) || !aligned(c, algorithm->alignment[2]) ||
       !aligned(d, algorithm->alignment[3])) {
     std::fputs("emulated cuBLASLt: a product whose parts do not fit together\n", stderr);
     std::abort();
   }
+  const bool as_chosen = sizes.m == algorithm->m && sizes.n == algorithm->n && sizes.k == algorithm->k;
+  if (support == emulation::GemmSupport::chosen_rows && !as_chosen) return CUBLAS_STATUS_NOT_SUPPORTED;
   const float alpha_value = *static_cast<const float*>(alpha), beta_value = *static_cast<const float*>(beta);
   emulation::enqueue(stream, [=, product = *product, a_layout = *a_layout, b_layout = *b_layout, c_layout = *c_layout] {
     const auto factor = [&](float value) { return static_cast<double>(as_factor(value, product.compute)); };

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -47,9 +48,9 @@ std::size_t device_memory = [] {
   const char* mebibytes = std::getenv("EMULATED_DEVICE_MIB");
   return static_cast<std::size_t>(mebibytes == nullptr ? 1024 : std::strtoull(mebibytes, nullptr, 10)) << 20;
 }();
-std::size_t unseen_memory = 0;
+std::size_t unseen_memory = 0, most_pinned = SIZE_MAX;
 bool early_copies = std::getenv("FEDPDPO_EMULATED_EARLY_COPIES") != nullptr;
-bool lost = false;
+bool lost = false, busy = false;
 Counts counted;
 
 // --- device memory
@@ -136,8 +137,19 @@ void run(EmulatedStream& stream, std::uint64_t position) {
   if (--running == 0) memory.close();
 }
 
+/// What a stream that is captured does not take, or what it would take into the graph without our meaning it.
+void expect_no_capture(cudaStream_t stream, const char* what) {
+  if (stream->capture) fail(what);
+}
+/// What no stream of the thread may be captured for (cudaStreamCaptureModeThreadLocal).
+void expect_no_captures(const char* what) {
+  for (const auto& [stream, state] : streams) expect_no_capture(stream, what);
+}
+/// A crashed kernel's error comes back from every later call.
+cudaError_t sound() { return lost ? cudaErrorIllegalAddress : cudaSuccess; }
+
 void drain(cudaStream_t stream) {
-  if (stream->capture) fail("a wait while work is captured");
+  expect_no_capture(stream, "a wait while work is captured");
   ++counted.waits;
   run(*stream, stream->given);
 }
@@ -163,6 +175,8 @@ void set_device_memory(std::size_t bytes, std::size_t unseen) {
   device_memory = bytes;
   unseen_memory = unseen;
 }
+void set_most_pinned(std::size_t bytes) { most_pinned = bytes; }
+void keep_device_busy(bool is_busy) { busy = is_busy; }
 void lose_device(bool is_lost) { lost = is_lost; }
 void set_early_copies(bool early) { early_copies = early; }
 Counts counts() {
@@ -190,7 +204,7 @@ cudaError_t set_kernel_memory(const void* kernel, int bytes) {
 
 cudaError_t valid_launch(const cudaLaunchConfig_t& config, const void* kernel) {
   ++counted.launches;
-  if (lost) return cudaErrorIllegalAddress;
+  if (lost) return sound();
   const dim3 grid = config.gridDim, threads = config.blockDim;
   const bool valid = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 &&
                      grid.z <= 65535 && threads.x >= 1 && threads.y >= 1 && threads.z >= 1 && threads.z <= 64 &&
@@ -213,6 +227,8 @@ const char* cudaGetErrorName(cudaError_t status) {
       return "cudaErrorIllegalAddress";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorDevicesUnavailable:
+      return "cudaErrorDevicesUnavailable";
     default:
       return "an emulated error";
   }
@@ -245,20 +261,21 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int index) {
 }
 cudaError_t cudaSetDevice(int wanted) {
   if (wanted < 0 || wanted >= device_count) return cudaErrorInvalidDevice;
+  if (busy) return cudaErrorDevicesUnavailable;
   taken_device = wanted;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *free = device_memory + unseen_memory - memory.in_use();
   *total = device_memory + unseen_memory;
-  return cudaSuccess;
+  return sound();
 }
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
   *pool = &memory;
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return sound(); }
 /// The pool gives what is free back to the system at once.
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {
   *static_cast<std::uint64_t*>(value) = memory.in_use();
@@ -266,6 +283,7 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value)
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  if (lost) return sound();
   auto made = std::make_shared<EmulatedStream>();
   *stream = made.get();
   streams[*stream] = std::move(made);
@@ -274,13 +292,15 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   drain(stream);
   streams.erase(stream);
-  return cudaSuccess;
+  return sound();
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   drain(stream);
-  return lost ? cudaErrorIllegalAddress : cudaSuccess;
+  return sound();
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (lost) return sound();
+  expect_no_capture(stream, "a capture within a capture");
   stream->capture = std::make_unique<EmulatedGraph>();
   return cudaSuccess;
 }
@@ -289,11 +309,13 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return *graph == nullptr ? cudaErrorInvalidValue : cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  if (lost) return sound();
   *made = new EmulatedGraph(*graph);
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
-  if (lost) return cudaErrorIllegalAddress;
+  if (lost) return sound();
+  expect_no_capture(stream, "a graph is launched while work is captured");
   ++counted.graph_launches;
   for (const std::function<void()>& work : graph->work) enqueue(stream, work);
   return cudaSuccess;
@@ -308,7 +330,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
 }
 /// Work runs once it has been asked for twice: as late as a caller that asks again and again can stand.
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  if (lost) return cudaErrorIllegalAddress;
+  if (lost) return sound();
+  expect_no_capture(stream, "a query while work is captured");
   if (stream->work.empty()) return cudaSuccess;
   stream->asked = !stream->asked;
   if (stream->asked) return cudaErrorNotReady;
@@ -324,6 +347,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (lost) return sound();
+  expect_no_capture(stream, "an event while work is captured");
   *event = {streams.at(stream), stream->given};
   return cudaSuccess;
 }
@@ -332,27 +357,34 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     ++counted.waits;
     run(*event->stream, event->position);
   }
-  return cudaSuccess;
+  return sound();
 }
 /// The event as it is recorded now, whatever becomes of it.
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (lost) return sound();
+  expect_no_capture(stream, "a wait for an event while work is captured");
   if (event->stream) give(stream, [recorded = *event] { run(*recorded.stream, recorded.position); });
   return cudaSuccess;
 }
 
 cudaError_t cudaHostAlloc(void** host, std::size_t bytes, unsigned) {
+  if (lost) return sound();
+  expect_no_captures("page-locked memory while work is captured");
+  if (bytes > most_pinned) return cudaErrorMemoryAllocation;
   *host = std::malloc(bytes);
   if (*host == nullptr) return cudaErrorMemoryAllocation;
   pinned[static_cast<const std::byte*>(*host)] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* host) {
+  expect_no_captures("page-locked memory is freed while work is captured");
   pinned.erase(static_cast<const std::byte*>(host));
   std::free(host);
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t stream) {
-  if (stream->capture) fail("an allocation while work is captured");
+  if (lost) return sound();
+  expect_no_capture(stream, "an allocation while work is captured");
   ++counted.allocations;
   *device = memory.allocate(bytes);
   if (*device == nullptr) {
@@ -368,16 +400,19 @@ cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t strea
   return cudaSuccess;
 }
 cudaError_t cudaFreeAsync(void* device, cudaStream_t stream) {
+  expect_no_capture(stream, "memory is freed while work is captured");
   enqueue(stream, [device] { memory.release(device); });
-  return cudaSuccess;
+  return sound();
 }
 cudaError_t cudaMemsetAsync(void* device, int value, std::size_t bytes, cudaStream_t stream) {
+  if (lost) return sound();
   enqueue(stream, [=] { std::memset(device, value, bytes); });
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  expect_no_capture(stream, "a copy while work is captured");
   give(stream, [=] { std::memcpy(to, from, bytes); });
   if (kind == cudaMemcpyDeviceToHost && !is_pinned(to)) drain(stream);
   if (early_copies && !stream->computes) run(*stream, stream->given);
-  return lost ? cudaErrorIllegalAddress : cudaSuccess;
+  return sound();
 }

@@ -16,10 +16,16 @@ void set_device_count(int count);
 /// them. At the start 1 GiB, or as many KiB as the environment variable FEDPDPO_EMULATED_MEMORY says, as KIB or
 /// KIB+UNSEEN.
 void set_device_memory(std::size_t bytes, std::size_t unseen = 0);
-/// cuBLASLt finds no algorithm.
-void set_gemm_support(bool supported);
-/// The next kernel launches fail as they do once a kernel has crashed; cuts the work given so far.
+/// What cuBLASLt's algorithms are for: any number of rows of the batch, those alone that they were chosen for, or there
+/// are none.
+enum class GemmSupport { any_rows, chosen_rows, none };
+void set_gemm_support(GemmSupport support);
+/// Calls fail as they do once a kernel has crashed, whatever they ask for.
 void lose_device(bool lost);
+/// The device lets nobody else in, as one whose compute mode is exclusive.
+void keep_device_busy(bool busy);
+/// A larger piece of page-locked host memory is not given.
+void set_most_pinned(std::size_t bytes);
 /// The device that cudaSetDevice took last.
 int current_device();
 

@@ -19,8 +19,10 @@ class EmulatedDevice : public testing::Test {
     emulation::set_order(emulation::Order::forward);
     emulation::set_device_count(1);
     emulation::set_device_memory(std::size_t{1} << 30);
-    emulation::set_gemm_support(true);
+    emulation::set_gemm_support(emulation::GemmSupport::any_rows);
     emulation::lose_device(false);
+    emulation::keep_device_busy(false);
+    emulation::set_most_pinned(SIZE_MAX);
   }
 };
 
@@ -31,6 +33,8 @@ TEST_F(EmulatedDevice, IsListed) {
   EXPECT_EQ(cuda_devices().why_none, "");
   expect_line(make_cuda_backend({.device = 1})->description(), {"emulated device 1, 1 GiB"});
   expect_line(device_error([] { make_cuda_backend({.device = 2}); }), {"no such device", "cudaSetDevice"});
+  emulation::keep_device_busy(true);
+  expect_line(device_error([] { make_cuda_backend({}); }), {"no more processes", "cudaErrorDevicesUnavailable"});
   emulation::set_device_count(0);
   EXPECT_TRUE(cuda_devices().devices.empty());
   expect_line(cuda_devices().why_none, {"no CUDA device: "});
@@ -44,6 +48,18 @@ TEST_F(EmulatedDevice, OutOfMemoryIsOneLine) {
   Tensor small(*backend, 4, 4);  // the backend goes on
   backend->fill(small.view(), 2);
   EXPECT_EQ(backend->squared_norm(small.view()), 64);
+}
+
+TEST_F(EmulatedDevice, MissingPageLockedMemoryIsNotTheDevices) {
+  emulation::set_most_pinned(1 << 20);
+  try {
+    make_cuda_backend({});
+    FAIL() << "a ring of 4 MiB was given";
+  } catch (const OutOfDeviceMemory& error) {
+    FAIL() << "a smaller cohort would not help: " << error.what();
+  } catch (const DeviceError& error) {
+    expect_line(error.what(), {"no page-locked host memory", "4 MiB"});
+  }
 }
 
 TEST_F(EmulatedDevice, MemoryThatTheStreamStillGivesBackIsWaitedFor) {
@@ -65,6 +81,14 @@ TEST_F(EmulatedDevice, ALostDeviceIsOneLine) {
   expect_line(device_error([&] { backend->synchronize(); }), {"cudaStreamSynchronize"});
   float number = 0;
   expect_line(device_error([&] { backend->copy_to_host(&number, x.view().data, 4); }), {"to the host"});
+  // Whatever is asked for says so, and what is left is taken down without more.
+  const auto recording = backend->make_recording();
+  expect_line(device_error([&] { backend->run(*recording, [&] { backend->fill(x.view(), 1); }); }),
+              {"cudaErrorIllegalAddress"});
+  expect_line(device_error([&] { Tensor(*backend, 4, 4); }), {"cudaMallocAsync: cudaErrorIllegalAddress"});
+  expect_line(device_error([&] { backend->copy_to_device(x.view().data, &number, 4); }), {"to the device"});
+  expect_line(device_error([&] { backend->memory(); }), {"a kernel failed"});
+  expect_line(device_error([&] { backend->allocate_pinned(64); }), {"cudaErrorIllegalAddress"});
 }
 
 TEST_F(EmulatedDevice, DebugModeNamesTheOperationThatMadeNaN) {
@@ -236,9 +260,9 @@ TEST_F(EmulatedDevice, LowRankMapsOfAllSitesAreOneLaunchOnTheMatrixUnits) {
 TEST_F(EmulatedDevice, ProductsThatCublasHasNoAlgorithmFor) {
   for (const DType weights : {DType::f32, DType::bf16}) {
     const std::vector<float> expected = Step(weights).run(30);
-    emulation::set_gemm_support(false);
+    emulation::set_gemm_support(emulation::GemmSupport::none);
     const std::vector<float> found = Step(weights).run(30);
-    emulation::set_gemm_support(true);
+    emulation::set_gemm_support(emulation::GemmSupport::any_rows);
     double difference = 0, norm = 0;
     for (std::size_t i = 0; i < found.size(); ++i) {
       difference += std::pow(found[i] - expected[i], 2);
@@ -246,6 +270,37 @@ TEST_F(EmulatedDevice, ProductsThatCublasHasNoAlgorithmFor) {
     }
     EXPECT_LT(std::sqrt(difference / norm), 1e-5);
   }
+}
+
+TEST_F(EmulatedDevice, ProductsWhoseAlgorithmRefusesTheirRowsGetAnother) {
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    const std::vector<float> expected = Step(weights).run(30);
+    emulation::set_gemm_support(emulation::GemmSupport::chosen_rows);
+    Step step(weights);
+    EXPECT_EQ(step.run(30), expected);  // by cuBLASLt still: the own kernel would round in another order
+    step.run(27);
+    const std::size_t asked = emulation::counts().heuristics;
+    step.run(30);
+    step.run(27);
+    EXPECT_EQ(emulation::counts().heuristics, asked);
+    emulation::set_gemm_support(emulation::GemmSupport::any_rows);
+  }
+}
+
+TEST_F(EmulatedDevice, TheRowsThatAlgorithmsAreChosenForCanBeGiven) {
+  emulation::set_gemm_support(emulation::GemmSupport::chosen_rows);
+  const auto asked = [](const char* rows) {
+    if (rows != nullptr) setenv("FEDPDPO_CUDA_ROWS", rows, 1);
+    const auto backend = make_cuda_backend({});
+    unsetenv("FEDPDPO_CUDA_ROWS");
+    const Tensor x(*backend, 30, 64), w(*backend, 64, 64), y(*backend, 30, 64);
+    const std::size_t before = emulation::counts().heuristics;
+    backend->linear(x.view(), w.view(), {}, y.view(), Write::overwrite);
+    backend->synchronize();
+    return emulation::counts().heuristics - before;
+  };
+  EXPECT_EQ(asked(nullptr), 2u);
+  EXPECT_EQ(asked("30"), 1u);
 }
 
 TEST_F(EmulatedDevice, MoreMembersThanOneLaunchTakes) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cuda/device.hpp"
+#include "cuda/side_copies.hpp"
 #include "cuda/status.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 #include "fedpdpo/core/error.hpp"
@@ -31,10 +32,7 @@ CudaDevices cuda_devices() {
 
 namespace fedpdpo::cuda {
 
-Staging::Staging(cudaStream_t stream) : stream_(stream) {
-  void* memory = nullptr;
-  check_cuda(cudaHostAlloc(&memory, kSlots * kSlotBytes, cudaHostAllocDefault), "cudaHostAlloc");
-  memory_ = static_cast<std::byte*>(memory);
+Staging::Staging(cudaStream_t stream) : stream_(stream), memory_(allocate_page_locked(kSlots * kSlotBytes)) {
   for (cudaEvent_t& event : emptied_)
     check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
 }
@@ -43,7 +41,6 @@ Staging::~Staging() {
   (void)cudaStreamSynchronize(stream_);
   for (cudaEvent_t event : emptied_)
     if (event != nullptr) (void)cudaEventDestroy(event);
-  if (memory_ != nullptr) (void)cudaFreeHost(memory_);
 }
 
 void Staging::copy(void* device, const void* host, std::size_t bytes) {
@@ -58,7 +55,7 @@ void Staging::copy(void* device, const void* host, std::size_t bytes) {
       used_ = 0;
     }
     const std::size_t part = std::min(bytes, kSlotBytes - used_);
-    std::byte* place = memory_ + slot_ * kSlotBytes + used_;
+    std::byte* place = static_cast<std::byte*>(memory_.get()) + slot_ * kSlotBytes + used_;
     std::memcpy(place, from, part);
     check_cuda(cudaMemcpyAsync(to, place, part, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
     // The next copy begins at a multiple of 16 bytes.

@@ -32,7 +32,7 @@ class Staging {
   static constexpr std::size_t kSlots = 8, kSlotBytes = std::size_t{1} << 19;
 
   cudaStream_t stream_;
-  std::byte* memory_ = nullptr;
+  std::shared_ptr<void> memory_;
   std::array<cudaEvent_t, kSlots> emptied_{};
   std::size_t slot_ = 0, used_ = 0;
 };

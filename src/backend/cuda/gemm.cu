@@ -3,7 +3,9 @@
 // dimensions.
 #include <algorithm>
 #include <compare>
+#include <cstdlib>
 #include <map>
+#include <set>
 #include <string>
 #include <type_traits>
 
@@ -18,7 +20,13 @@ namespace fedpdpo::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-constexpr std::int64_t kTypicalRows = 512;  // of the batch, for which algorithms are chosen
+
+/// Rows of the batch for which algorithms are chosen: 512, or what FEDPDPO_CUDA_ROWS says, to measure by.
+std::int64_t typical_rows() {
+  const char* text = std::getenv("FEDPDPO_CUDA_ROWS");
+  const std::int64_t rows = text == nullptr ? 0 : std::atoll(text);
+  return rows > 0 ? rows : 512;
+}
 
 /// What cuBLASLt may rely on: a power of two up to 16 bytes.
 std::uint32_t alignment_of(const void* data) {
@@ -28,9 +36,20 @@ std::uint32_t alignment_of(const void* data) {
 
 cudaDataType_t cuda_type(DType type) { return type == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
+/// What cuBLASLt answers, before it launches anything, where an algorithm does not go with these matrices.
+bool refused(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
+std::string product_text(const GemmShape& shape) {
+  return "a product of (" + std::to_string(shape.m) + ", " + std::to_string(shape.k) + ") and (" +
+         std::to_string(shape.k) + ", " + std::to_string(shape.n) + ")";
+}
+
 }  // namespace
 
-/// Everything that the choice of an algorithm depends on; the batch's dimension is kTypicalRows.
+/// Everything that the choice of an algorithm depends on; the batch's dimension is typical_rows(), unless that
+/// algorithm refuses the rows at hand.
 struct Gemm::Key {
   std::int64_t m, n, k, a_stride, b_stride, c_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
@@ -46,6 +65,7 @@ struct Gemm::Plan {
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
   bool found = false;
+  std::set<std::int64_t> refused_rows;  // numbers of the batch's rows
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -62,7 +82,10 @@ struct Gemm::Plans {
 };
 
 Gemm::Gemm(std::shared_ptr<Device> device)
-    : device_(std::move(device)), workspace_(device_), plans_(std::make_unique<Plans>()) {
+    : device_(std::move(device)),
+      workspace_(device_),
+      plans_(std::make_unique<Plans>()),
+      typical_rows_(typical_rows()) {
   check_cublas(cublas_lt().create(&handle_), "cublasLtCreate");
   workspace_.get(kWorkspaceBytes);
 }
@@ -130,36 +153,60 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
   const std::int64_t b_stride = std::max(b.stride, b.transposed ? shape.k : shape.n);
   const std::int64_t stride = std::max(c_stride, shape.n);
   const bool accumulate = shape.mode == Write::accumulate, rows_are_m = shape.batch == BatchDimension::m;
-  Plan& plan = plan_for({rows_are_m ? kTypicalRows : shape.m, shape.n, rows_are_m ? shape.k : kTypicalRows, a_stride,
-                         b_stride, stride, alignment_of(a.data), alignment_of(b.data), alignment_of(c), a.transposed,
-                         b.transposed, accumulate, shape.type, shape.c_type, shape.rounding});
-  cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
-  if (plan.found) {
-    // The batch's rows are the columns of what cuBLAS sees.
-    const auto set_rows = [&](cublasLtMatrixLayout_t layout) {
-      const auto rows = static_cast<std::uint64_t>(rows_are_m ? shape.m : shape.k);
-      check_cublas(cublas_lt().layout_set_attribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
-                   "cublasLtMatrixLayoutSetAttribute");
-    };
-    set_rows(plan.b);
-    set_rows(rows_are_m ? plan.c : plan.a);
-    const float beta = accumulate ? 1.0f : 0.0f;
-    status = cublas_lt().matmul(handle_, plan.product, &shape.alpha, b.data, plan.a, a.data, plan.b, &beta, c, plan.c,
-                                c, plan.c, &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes,
-                                device_->stream());
+  const Key key{rows_are_m ? typical_rows_ : shape.m,
+                shape.n,
+                rows_are_m ? shape.k : typical_rows_,
+                a_stride,
+                b_stride,
+                stride,
+                alignment_of(a.data),
+                alignment_of(b.data),
+                alignment_of(c),
+                a.transposed,
+                b.transposed,
+                accumulate,
+                shape.type,
+                shape.c_type,
+                shape.rounding};
+  const cublasStatus_t status = multiply_by_cublas(key, shape, a.data, b.data, c);
+  if (!refused(status)) return check_cublas(status, operation);
+  if (!own_kernel_used_)
+    log_warning("cuBLASLt takes " + product_text(shape) + " by no algorithm; the own kernel is slower");
+  own_kernel_used_ = true;
+  multiply_by_own_kernel(operation, shape, {a.data, a_stride, a.transposed}, {b.data, b_stride, b.transposed}, c,
+                         stride);
+}
+
+/// By the algorithm for a typical number of rows or, where it refuses the rows at hand, by one that is chosen for them.
+cublasStatus_t Gemm::multiply_by_cublas(Key key, const GemmShape& shape, const void* a, const void* b, void* c) {
+  Plan& usual = plan_for(key);
+  if (!usual.found) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const bool rows_are_m = shape.batch == BatchDimension::m;
+  const std::int64_t rows = rows_are_m ? shape.m : shape.k;
+  if (!usual.refused_rows.contains(rows)) {
+    const cublasStatus_t status = launch(usual, shape, a, b, c);
+    if (!refused(status)) return status;
+    usual.refused_rows.insert(rows);
+    if (!rows_matter_)
+      log_warning("cuBLASLt takes " + product_text(shape) +
+                  " only by an algorithm that is chosen for its number of rows: a row's bits may depend on its batch");
+    rows_matter_ = true;
   }
-  // An algorithm that was chosen for other numbers of rows may refuse these.
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
-    if (!own_kernel_used_)
-      log_warning("cuBLASLt takes a product of (" + std::to_string(shape.m) + ", " + std::to_string(shape.k) +
-                  ") and (" + std::to_string(shape.k) + ", " + std::to_string(shape.n) +
-                  ") by no algorithm; the own kernel is slower");
-    own_kernel_used_ = true;
-    multiply_by_own_kernel(operation, shape, {a.data, a_stride, a.transposed}, {b.data, b_stride, b.transposed}, c,
-                           stride);
-  } else {
-    check_cublas(status, operation);
-  }
+  (rows_are_m ? key.m : key.k) = rows;
+  Plan& own = plan_for(key);
+  return own.found ? launch(own, shape, a, b, c) : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+
+cublasStatus_t Gemm::launch(Plan& plan, const GemmShape& shape, const void* a, const void* b, void* c) {
+  // The batch's rows are the columns of what cuBLAS sees.
+  const bool rows_are_m = shape.batch == BatchDimension::m;
+  const auto rows = static_cast<std::uint64_t>(rows_are_m ? shape.m : shape.k);
+  for (cublasLtMatrixLayout_t layout : {plan.b, rows_are_m ? plan.c : plan.a})
+    check_cublas(cublas_lt().layout_set_attribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
+                 "cublasLtMatrixLayoutSetAttribute");
+  const float beta = shape.mode == Write::accumulate ? 1.0f : 0.0f;
+  return cublas_lt().matmul(handle_, plan.product, &shape.alpha, b, plan.a, a, plan.b, &beta, c, plan.c, c, plan.c,
+                            &plan.algorithm, workspace_.get(kWorkspaceBytes), kWorkspaceBytes, device_->stream());
 }
 
 void Gemm::multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,

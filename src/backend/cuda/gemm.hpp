@@ -1,8 +1,8 @@
 // Large matrix products by cuBLASLt: C (m, n) (+)= alpha op(A) op(B), row-major with strides, which cuBLAS sees as the
 // transposed product of column-major matrices. An algorithm is chosen once for a shape of parameters, never by the
 // number of rows in the batch and without a split of sums, so that a row goes the same way in any batch and new batches
-// ask for nothing. Where cuBLASLt has no algorithm (odd strides of 16-bit numbers), the own kernel of products.hpp
-// takes it.
+// ask for nothing. Where that algorithm refuses a number of rows, one is chosen for this number; where cuBLASLt has
+// none at all (odd strides of 16-bit numbers), the own kernel of products.hpp takes it.
 #pragma once
 
 #include <cublasLt.h>
@@ -53,6 +53,8 @@ class Gemm {
   struct Plan;
   struct Plans;
   Plan& plan_for(const Key& key);
+  cublasStatus_t multiply_by_cublas(Key key, const GemmShape& shape, const void* a, const void* b, void* c);
+  cublasStatus_t launch(Plan& plan, const GemmShape& shape, const void* a, const void* b, void* c);
   void multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
                               void* c, std::int64_t c_stride);
 
@@ -60,7 +62,8 @@ class Gemm {
   Scratch<std::byte> workspace_;
   cublasLtHandle_t handle_ = nullptr;
   std::unique_ptr<Plans> plans_;
-  bool own_kernel_used_ = false;
+  std::int64_t typical_rows_;
+  bool rows_matter_ = false, own_kernel_used_ = false;  // has been said
 };
 
 }  // namespace fedpdpo::cuda

@@ -17,6 +17,7 @@ const char* meaning(cudaError_t status) {
     case cudaErrorInsufficientDriver:
       return "no such device";
     case cudaErrorDevicesUnavailable:
+      return "the device lets no more processes in, or cannot be used (nvidia-smi shows its compute mode)";
     case cudaErrorECCUncorrectable:
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorHardwareStackError:
