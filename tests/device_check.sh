@@ -14,9 +14,10 @@
 #   9 peers        against PyTorch (transformers + PEFT)
 #
 # It goes on after a failure, ends with a table, and its exit code is 1 if anything failed. A step has a time limit, all of
-# them a budget (570 s): steps 1-7, 8 and 9 are meant as three calls where a call may take 10 minutes. DIR ($OUT, else
-# device-check) gets summary.txt, tables.txt, and logs.tar.gz with a log a step and all figures as JSON. The programs are those of
-# bundle/ (bundle.tar.gz is unpacked for it), else of build/; PROGRAM, MPIRUN, TEST_BACKEND, TEST_TRAIN, PYTHON name others.
+# them a budget (570 s): where a call may take 10 minutes, steps 1,2,4-7 are meant as one, 8, 9 and 3 as one each. DIR ($OUT,
+# else device-check) gets summary.txt, tables.txt, and logs.tar.gz with a log a step and all figures as JSON, saved every 15 s.
+# The programs are those of bundle/ (bundle.tar.gz is unpacked for it), else of build/; PROGRAM, MPIRUN, TEST_BACKEND,
+# TEST_TRAIN, PYTHON name others. Where cuBLASLt and NCCL are PyTorch's alone, they are taken from there.
 # DEVICE=cpu and TINY=1 (tiny models everywhere) try the script itself where there is no GPU.
 set -uo pipefail
 
@@ -60,12 +61,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/logs"
 export CHECK_WORK=$work
-find_programs
+find_programs || exit 2
 needs_file "$PROGRAM" || exit 2
 failed=0
 
-# What was found so far, also if this call is cut off later.
-save() { tar -czf "$out/logs.tar.gz" -C "$work" logs; }
+# What was found so far, also if this call is cut off later. A log may grow while it is read.
+save() {
+  local archive=$work/logs-$BASHPID.tar.gz
+  tar -czf "$archive" -C "$work" logs 2> /dev/null
+  mv "$archive" "$out/logs.tar.gz"
+}
 
 run_step() {
   local number=$1 name=${names[$1]} limit=${limits[$1]} left=$((budget - SECONDS)) start=$SECONDS code result note log
@@ -86,7 +91,7 @@ run_step() {
     *) result=FAIL ;;
   esac
   [[ $result == PASS || $result == SKIP ]] || failed=1
-  if [[ $result == FAIL && -z $note ]]; then note=$(grep -v '^$' "$log" | tail -n 1 | cut -c 1-160); fi
+  if [[ ($result == FAIL || $result == TIME) && -z $note ]]; then note=$(grep -v '^$' "$log" | tail -n 1 | cut -c 1-160); fi
   printf '%2d %-12s %-4s %3d s  %s\n' "$number" "$name" "$result" "$((SECONDS - start))" "$note" |
     tee -a "$out/summary.txt"
   if [[ $number == 8 || $number == 9 ]]; then cat "$log" >> "$out/tables.txt"; fi
@@ -94,9 +99,14 @@ run_step() {
 }
 
 rm -f "$out/summary.txt" "$out/tables.txt"
+while sleep 15; do save; done > /dev/null 2>&1 &
+saver=$!
+trap 'kill $saver 2> /dev/null; rm -rf "$work"' EXIT
 step_0 > "$work/logs/00-machine.log" 2>&1
 sed -n 's/^note: //p' "$work/logs/00-machine.log" | tee -a "$out/summary.txt"
 for number in "${wanted[@]}"; do run_step "$number"; done
+kill $saver
+wait $saver 2> /dev/null
 save
 echo
 [[ ! -f $out/tables.txt ]] || cat "$out/tables.txt"

@@ -44,8 +44,8 @@ def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> 
 class Comparison:
     """One shape: samples of pairs/s by name, round by round."""
 
-    def __init__(self, options: argparse.Namespace, shape: str, deadline: float) -> None:
-        self.options, self.deadline = options, deadline
+    def __init__(self, options: argparse.Namespace, shape: str, deadline: float, end: float) -> None:
+        self.options, self.deadline, self.end = options, deadline, end
         self.device = torch.device(options.device)
         self.source = ["--model", options.model] if options.model else ["--shape", shape]
         self.pairs = [int(n) for n in options.pairs.split(",")]
@@ -95,7 +95,8 @@ class Comparison:
         o = self.options
         return run_bench(o.binary, "--method", "fedavg", *self.source, "--tokens", o.tokens, "--clients", o.clients,
                          "--pairs", o.pairs, "--device", o.device, "--precision", o.precision, "--repeats", 2,
-                         "--most-seconds", o.most_seconds, "--threads", o.threads, *o.bench_options.split())  # fmt: skip
+                         "--most-seconds", o.most_seconds, "--threads", o.threads, *o.bench_options.split(),
+                         seconds=max(10.0, self.end - time.monotonic()))  # fmt: skip
 
     def record(self, bench: dict[str, Any]) -> None:
         for result in bench["results"]:
@@ -192,13 +193,14 @@ def main() -> None:
     failed = 0
     for i, shape in enumerate(shapes):
         now = time.monotonic()
-        comparison = Comparison(options, shape, now + max(0.0, end - now) / (len(shapes) - i))
+        comparison = Comparison(options, shape, now + max(0.0, end - now) / (len(shapes) - i), end)
         try:
             comparison.run()
         except (RuntimeError, torch.OutOfMemoryError) as error:
             failed = 1
             print(f"{shape}: {error}", file=sys.stderr, flush=True)
-            continue
+            if not comparison.ours:  # not one whole round
+                continue
         finally:
             give_back_memory()
         print(comparison.table(), flush=True)

@@ -33,12 +33,15 @@ class Reference(Enum):
     EACH_STEP = "each step"
 
 
-def run_bench(binary: str, *arguments: Any) -> dict[str, Any]:
-    """The figures of `fedpdpo bench ARGUMENTS`; what it says where it fails is in the error."""
+def run_bench(binary: str, *arguments: Any, seconds: float | None = None) -> dict[str, Any]:
+    """The figures of `fedpdpo bench ARGUMENTS`; what it says where it fails, or that it takes longer, is in the error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.json"
         command = [binary, "bench", *map(str, arguments), "--json", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{' '.join(command)}: more than {seconds:.0f} s") from None
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
         return json.loads(path.read_text())

@@ -33,7 +33,7 @@ def test_what_needs_no_device_passes(tmp_path: Path) -> None:
     found = results(done)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {step: result for step, (result, _) in found.items()} == {3: "SKIP", 5: "PASS", 6: "PASS", 7: "PASS", 8: "PASS"}
-    assert "equal: fp32-one fp32-again fp32-two; equal: bf16-one" in found[5][1]
+    assert "equal: fp32-one fp32-again; equal: fp32-one fp32-two; equal: bf16-one" in found[5][1]
     assert "exit code 2: --device: expected" in found[6][1] and "cuda:9" in found[6][1]
     assert "equal: whole killed; equal: whole stopped" in found[7][1]
     assert re.search(r"^ +3 +4 +1 +\d+ ", (tmp_path / "tables.txt").read_text(), re.MULTILINE)
@@ -70,12 +70,51 @@ def test_limits_of_time_and_bad_options(tmp_path: Path) -> None:
     found = results(check(tmp_path, "--steps", "5,6", "--budget", "5"))
     assert {result for result, _ in found.values()} == {"SKIP"}
     sleeper = tmp_path / "tests"
-    sleeper.write_text("#!/bin/bash\nsleep 100\n")
+    sleeper.write_text("#!/bin/bash\necho 'as far as it came'\nsleep 100\n")
     sleeper.chmod(0o755)
-    assert results(check(tmp_path, "--steps", "1", "--budget", "11", TEST_BACKEND=str(sleeper)))[1][0] == "TIME"
+    found = results(check(tmp_path, "--steps", "1", "--budget", "11", TEST_BACKEND=str(sleeper)))
+    assert found[1] == ("TIME", "as far as it came")
+    with tarfile.open(tmp_path / "logs.tar.gz") as logs:
+        assert logs.extractfile("logs/01-operations.log").read() == b"as far as it came\n"
     for arguments in (("--steps", "0"), ("--steps", "1-x"), ("--budget", "x"), ("--bogus", "1"), ("--steps",)):
         done = check(tmp_path, *arguments)
         assert done.returncode == 2 and "expected" in done.stderr
+
+
+def step_function(folder: Path, command: str, **settings: str) -> str:
+    script = f"set -u; source {ROOT}/tests/device/steps.sh; {command}"
+    return subprocess.run(["bash", "-c", script], cwd=folder, text=True, capture_output=True, check=True,
+                          env=environment(folder) | {"PYTHON": sys.executable} | settings).stdout
+
+
+def test_a_new_archive_takes_the_place_of_an_old_bundle(tmp_path: Path) -> None:
+    said, made = tmp_path / "bundle" / "fedpdpo", tmp_path / "new"
+    for text in ("first", "second"):
+        (made / "bundle").mkdir(parents=True, exist_ok=True)
+        (made / "bundle" / "fedpdpo").write_text(text)
+        with tarfile.open(tmp_path / "bundle.tar.gz", "w:gz") as archive:
+            archive.add(made / "bundle", "bundle")
+        step_function(tmp_path, "unpack_bundle")
+        assert said.read_text() == text
+        said.write_text("as it was unpacked")
+        step_function(tmp_path, "unpack_bundle")
+        assert said.read_text() == "as it was unpacked"
+    (tmp_path / "bundle" / ".archive").unlink()  # made here, not unpacked
+    (tmp_path / "bundle.tar.gz").write_text("older")
+    step_function(tmp_path, "unpack_bundle")
+    assert said.read_text() == "as it was unpacked"
+
+
+def test_libraries_of_python_packages_are_found(tmp_path: Path) -> None:
+    for place in ("nvidia/cu13/lib/libcublasLt.so.99", "nvidia/nccl/lib/libnccl.so.99", "own/libown.so.99"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    # The tool's names, with a version that no machine has.
+    command = "eval \"$(declare -f find_libraries | sed 's/so.[0-9]*/so.99/g')\"; find_libraries; echo $LD_LIBRARY_PATH"
+    found = step_function(tmp_path, command, DEVICE="cuda", PYTHONPATH=str(tmp_path), LD_LIBRARY_PATH=str(tmp_path / "own"))
+    assert found.strip().split(":") == [str(tmp_path / place) for place in ("own", "nvidia/cu13/lib", "nvidia/nccl/lib")]
+    assert step_function(tmp_path, "library_here libown.so.99", LD_LIBRARY_PATH=str(tmp_path / "own")).strip() == (
+        f"{tmp_path}/own/libown.so.99")
 
 
 def test_its_pairs_are_those_of_the_end_to_end_tests(tmp_path: Path) -> None:
