@@ -118,8 +118,14 @@ step_1() {
 
 step_2() {
   needs_file "$TEST_TRAIN" || return 1
-  gtest_run "$TEST_TRAIN" 'CudaParity*' || return
-  FEDPDPO_CUDA_CHECK=1 gtest_run "$TEST_TRAIN" 'CudaParity*'
+  local failed=0
+  gtest_run "$TEST_TRAIN" 'CudaParity*' || { (($? == 77)) && return 77; failed=1; }
+  FEDPDPO_CUDA_CHECK=1 gtest_run "$TEST_TRAIN" 'CudaParity*' || failed=1
+  # NCCL may be missing here: then runs take their sums to the host.
+  bounded 40 "$TEST_TRAIN" --gtest_filter='CudaNccl*' > "$CHECK_WORK/nccl.log" 2>&1 || failed=1
+  cat "$CHECK_WORK/nccl.log"
+  note "NCCL: $(sed -n 's/^\[ *\(OK\|SKIPPED\|FAILED\) *\] CudaNccl.*/\1/p' "$CHECK_WORK/nccl.log" | head -n 1)"
+  return $failed
 }
 
 step_3() {
@@ -219,12 +225,14 @@ equal() {
 rounds() { if [[ -n $TINY ]]; then echo 2; else echo 4; fi; }
 
 step_5() {
-  local precision failed=0
+  local precision options failed=0
   for precision in fp32 bf16; do
-    federation "$precision-one" 1 --rounds "$(rounds)" --precision "$precision" || return 1
-    federation "$precision-again" 1 --rounds "$(rounds)" --precision "$precision" || return 1
+    # Bits are promised for clients that train one after another: a cohort's rows share the products of a pass.
+    options=(--rounds "$(rounds)" --precision "$precision" --cohort 1)
+    federation "$precision-one" 1 "${options[@]}" || return 1
+    federation "$precision-again" 1 "${options[@]}" || return 1
     equal "$precision"-{one,again} || failed=1
-    if federation "$precision-two" 2 --rounds "$(rounds)" --precision "$precision"; then
+    if federation "$precision-two" 2 "${options[@]}"; then
       equal "$precision"-{one,two} || failed=1
     else
       note "$precision: no run on two ranks"
@@ -234,8 +242,8 @@ step_5() {
   federation cohort 1 --rounds "$(rounds)" --cohort 4 || return 1
   federation cohort-again 1 --rounds "$(rounds)" --cohort 4 || return 1
   equal cohort cohort-again || failed=1
-  # Not the same bits: the clients' rows share the products of a pass.
   "$PROGRAM" inspect "$CHECK_WORK/fp32-one.h5" "$CHECK_WORK/cohort.h5"
+  if [[ $(hash_of fp32-one) == "$(hash_of cohort)" ]]; then note "a cohort gives its clients' own bits"; fi
   return $failed
 }
 
@@ -296,7 +304,7 @@ time.sleep(100)
 '
 
 step_7() {
-  local many=60 code holder
+  local many=60 code holder failed=0
   [[ -z $TINY ]] || many=5
   federation whole 1 --rounds $many || return 1
   until_checkpoint killed KILL --rounds $many
@@ -306,11 +314,14 @@ step_7() {
     "$PYTHON" -c "$hold_memory" > "$CHECK_WORK/held.log" 2>&1 &
     holder=$!
     for ((i = 0; i < 300; ++i)); do grep -q held "$CHECK_WORK/held.log" && break; sleep 0.1; done
-    fails 1 memory federation killed 1 --rounds $many --checkpoint-every 1 --resume auto
-    code=$?
-    kill $holder
+    if grep -q held "$CHECK_WORK/held.log"; then
+      fails 1 memory federation killed 1 --rounds $many --checkpoint-every 1 --resume auto || failed=1
+    else
+      cat "$CHECK_WORK/held.log"
+      note "PyTorch did not take the memory: a run without it was not tried"
+    fi
+    kill $holder 2> /dev/null
     wait $holder 2> /dev/null
-    [[ $code == 0 ]] || return 1
   else
     note "no PyTorch with this device: a run without memory was not tried"
   fi
@@ -329,8 +340,9 @@ step_7() {
     [[ -z $TINY ]] || clients=20000
     # shellcheck disable=SC2086
     fails 1 "out of device memory" bounded 60 "$PROGRAM" bench $source --method fedpdpo --device "$DEVICE" \
-      --clients $clients --repeats 1
+      --clients $clients --repeats 1 || failed=1
   fi
+  return $failed
 }
 
 step_8() {
