@@ -228,6 +228,33 @@ TEST_F(EmulatedDevice, AttentionInBf16AllocatesOnceAndKeepsItsBitsInAnyOrder) {
   EXPECT_EQ(backward, forward);
 }
 
+TEST_F(EmulatedDevice, APlanWhoseUploadFailedIsUploadedAgain) {
+  const auto backend = make_cuda_backend({});
+  constexpr std::int32_t rows = 300;
+  const AttentionShape heads{1, 1, 8, 1.0f};
+  const Tensor qkv(*backend, rows, 24), out(*backend, rows, 8), lse(*backend, rows, 1);
+  std::vector<float> numbers(rows * 24), found(rows * 8);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i % 31);
+  backend->copy_to_device(qkv.view().data, numbers.data(), qkv.bytes());
+  const std::vector<Segment> one = {{0, 4, 0, 0}};
+  const std::vector<std::int32_t> one_group = {0, 1};
+  backend->attention({one, one_group}, heads, qkv.view().row_range(0, 4), out.view().row_range(0, 4),
+                     lse.view().row_range(0, 4));
+  // Every row a segment of its own: it finds its own values alone.
+  std::vector<Segment> segments;
+  std::vector<std::int32_t> groups = {0};
+  for (std::int32_t i = 0; i < rows; ++i) {
+    segments.push_back({i, i + 1, i, i});
+    groups.push_back(i + 1);
+  }
+  emulation::set_device_memory(0);
+  EXPECT_THROW(backend->prepare({segments, groups}), OutOfDeviceMemory);
+  emulation::set_device_memory(std::size_t{1} << 30);
+  backend->attention({segments, groups}, heads, qkv.view(), out.view(), lse.view());
+  backend->copy_to_host(found.data(), out.view().data, out.bytes());
+  for (std::size_t i = 0; i < found.size(); ++i) ASSERT_EQ(found[i], numbers[i / 8 * 24 + 16 + i % 8]) << i;
+}
+
 /// What a low-rank map of three sites and its backward take, y beginning at column `left`.
 emulation::Counts low_rank_counts(DType type, std::int64_t left) {
   const auto backend = make_cuda_backend({});

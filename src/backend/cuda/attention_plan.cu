@@ -57,6 +57,7 @@ DevicePlan PlanUpload::get(const AttentionPlan& plan) {
   };
   if (current_.segments != nullptr && same(segments_, plan.segments) && same(offsets_, plan.group_offsets))
     return current_;
+  current_ = {};  // until all is there: memory may end on the way
   segments_.assign(plan.segments.begin(), plan.segments.end());
   offsets_.assign(plan.group_offsets.begin(), plan.group_offsets.end());
   groups_.resize(segments_.size());

@@ -97,8 +97,17 @@ Gemm::~Gemm() {
 
 Gemm::Plan& Gemm::plan_for(const Key& key) {
   const auto [place, is_new] = plans_->by_key.try_emplace(key);
-  Plan& plan = place->second;
-  if (!is_new) return plan;
+  if (!is_new) return place->second;
+  try {
+    make_plan(key, place->second);
+  } catch (...) {
+    plans_->by_key.erase(place);  // who goes on without this memory asks again
+    throw;
+  }
+  return place->second;
+}
+
+void Gemm::make_plan(const Key& key, Plan& plan) {
   const cublasComputeType_t compute =
       key.rounding == Rounding::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
   check_cublas(cublas_lt().product_create(&plan.product, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
@@ -140,7 +149,6 @@ Gemm::Plan& Gemm::plan_for(const Key& key) {
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_cublas(status, "cublasLtMatmulAlgoGetHeuristic");
   plan.found = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
   plan.algorithm = result.algo;
-  return plan;
 }
 
 void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b, void* c,

@@ -53,6 +53,7 @@ class Gemm {
   struct Plan;
   struct Plans;
   Plan& plan_for(const Key& key);
+  void make_plan(const Key& key, Plan& plan);
   cublasStatus_t multiply_by_cublas(Key key, const GemmShape& shape, const void* a, const void* b, void* c);
   cublasStatus_t launch(Plan& plan, const GemmShape& shape, const void* a, const void* b, void* c);
   void multiply_by_own_kernel(const char* operation, const GemmShape& shape, const Operand& a, const Operand& b,
