@@ -50,7 +50,7 @@ std::size_t device_memory = [] {
 }();
 std::size_t unseen_memory = 0, most_pinned = SIZE_MAX;
 bool early_copies = std::getenv("FEDPDPO_EMULATED_EARLY_COPIES") != nullptr;
-bool lost = false, busy = false;
+bool lost = false, busy = false, pools = true;
 Counts counted;
 
 // --- device memory
@@ -176,6 +176,7 @@ void set_device_memory(std::size_t bytes, std::size_t unseen) {
   unseen_memory = unseen;
 }
 void set_most_pinned(std::size_t bytes) { most_pinned = bytes; }
+void set_memory_pools(bool has_pools) { pools = has_pools; }
 void keep_device_busy(bool is_busy) { busy = is_busy; }
 void lose_device(bool is_lost) { lost = is_lost; }
 void set_early_copies(bool early) { early_copies = early; }
@@ -270,7 +271,13 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *total = device_memory + unseen_memory;
   return sound();
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int index) {
+  if (index < 0 || index >= device_count) return cudaErrorInvalidDevice;
+  *value = pools ? 1 : 0;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  if (!pools) return cudaErrorNotSupported;
   *pool = &memory;
   return cudaSuccess;
 }
@@ -382,8 +389,28 @@ cudaError_t cudaFreeHost(void* host) {
   std::free(host);
   return cudaSuccess;
 }
+/// Of fresh memory that holds NaN. What was freed is there again at once: no work may be left that could use it.
+cudaError_t cudaMalloc(void** device, std::size_t bytes) {
+  if (lost) return sound();
+  expect_no_captures("an allocation while work is captured");
+  ++counted.allocations;
+  *device = memory.allocate(bytes);
+  if (*device == nullptr) return cudaErrorMemoryAllocation;
+  memory.open();
+  std::memset(*device, 0xff, std::min(memory.size_of(*device), std::size_t{4} << 20));
+  memory.close();
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* device) {
+  expect_no_captures("memory is freed while work is captured");
+  for (const auto& [stream, state] : streams)
+    if (state->computes && !state->work.empty() && !lost) fail("memory is freed that work may use");
+  memory.release(device);
+  return sound();
+}
 cudaError_t cudaMallocAsync(void** device, std::size_t bytes, cudaStream_t stream) {
   if (lost) return sound();
+  if (!pools) return cudaErrorNotSupported;
   expect_no_capture(stream, "an allocation while work is captured");
   ++counted.allocations;
   *device = memory.allocate(bytes);

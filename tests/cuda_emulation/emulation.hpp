@@ -22,6 +22,8 @@ enum class GemmSupport { any_rows, chosen_rows, none };
 void set_gemm_support(GemmSupport support);
 /// Calls fail as they do once a kernel has crashed, whatever they ask for.
 void lose_device(bool lost);
+/// Without them cudaMallocAsync is not supported.
+void set_memory_pools(bool has_pools);
 /// The device lets nobody else in, as one whose compute mode is exclusive.
 void keep_device_busy(bool busy);
 /// A larger piece of page-locked host memory is not given.

@@ -22,6 +22,7 @@ class EmulatedDevice : public testing::Test {
     emulation::set_gemm_support(emulation::GemmSupport::any_rows);
     emulation::lose_device(false);
     emulation::keep_device_busy(false);
+    emulation::set_memory_pools(true);
     emulation::set_most_pinned(SIZE_MAX);
   }
 };
@@ -192,6 +193,27 @@ TEST_F(EmulatedDevice, TheOrderOfThreadsChangesNoBits) {
   const std::vector<float> forward = Step().run(30);
   emulation::set_order(emulation::Order::backward);
   EXPECT_EQ(Step().run(30), forward);
+}
+
+TEST_F(EmulatedDevice, WithoutMemoryPoolsTheNumbersAreTheSame) {
+  const std::vector<float> expected = Step().run(30);
+  emulation::set_memory_pools(false);
+  Step step;
+  EXPECT_EQ(step.run(30), expected);
+  // Memory that is given back is another's at once: by then nothing may use it any more.
+  Tensor kept(step.backend(), 64, 64), sum(step.backend(), 64, 64);
+  for (int i = 0; i < 20; ++i) {
+    const Tensor passing(step.backend(), 64, 64);
+    step.backend().fill(passing.view(), 1);
+    step.backend().axpy(1, passing.view(), sum.view(), Write::accumulate);
+  }
+  step.backend().copy(sum.view(), kept.view());
+  EXPECT_EQ(step.backend().squared_norm(kept.view()), 64 * 64 * 400);
+  const auto memory = step.backend().memory();
+  emulation::set_device_memory(std::size_t{64} << 20);
+  expect_line(device_error([&] { Tensor(step.backend(), 1, 64 << 20); }),
+              {"out of device memory", "cudaMalloc of 256 MiB"});
+  EXPECT_LT(memory->free, memory->total);
 }
 
 /// The gradient that attention of bf16 rows leaves, then how many allocations it took.

@@ -8,6 +8,7 @@
 #include "cuda/status.hpp"
 #include "fedpdpo/backend/cuda.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/log.hpp"
 
 namespace fedpdpo {
 
@@ -74,10 +75,16 @@ Device::Device(int index) {
   char bus_id[32] = {};
   check_cuda(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, index), "cudaDeviceGetPCIBusId");
   identity_ = bus_id;
-  // Memory that was given back stays with the process, rather than with the system at the next wait.
-  check_cuda(cudaDeviceGetDefaultMemPool(&pool_, index), "cudaDeviceGetDefaultMemPool");
-  std::uint64_t threshold = UINT64_MAX;
-  check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+  int has_pools = 0;
+  check_cuda(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, index), "cudaDeviceGetAttribute");
+  if (has_pools != 0) {
+    // Memory that was given back stays with the process, rather than with the system at the next wait.
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool_, index), "cudaDeviceGetDefaultMemPool");
+    std::uint64_t threshold = UINT64_MAX;
+    check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+  } else {
+    log_warning("CUDA: " + description_ + " has no memory pools: taking and giving back memory waits for its work");
+  }
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   staging_ = std::make_unique<Staging>(stream_);
 }
@@ -105,23 +112,28 @@ void* Device::allocate(std::size_t bytes) {
   expect_no_capture("recorded work allocates");
   void* memory = nullptr;
   const std::size_t wanted = std::max<std::size_t>(bytes, 1);
-  cudaError_t status = cudaMallocAsync(&memory, wanted, stream_);
-  if (status == cudaErrorMemoryAllocation) {
+  // Without a pool, release() has waited for whatever used the memory before.
+  const auto take = [&] {
+    return pool_ != nullptr ? cudaMallocAsync(&memory, wanted, stream_) : cudaMalloc(&memory, wanted);
+  };
+  const std::string call = pool_ != nullptr ? "cudaMallocAsync" : "cudaMalloc";
+  cudaError_t status = take();
+  if (status == cudaErrorMemoryAllocation && pool_ != nullptr) {
     // What the pool keeps may be cut too small for this request: all that is free goes back to the system first.
     (void)cudaGetLastError();
     synchronize();
     check_cuda(cudaMemPoolTrimTo(pool_, 0), "cudaMemPoolTrimTo");
-    status = cudaMallocAsync(&memory, wanted, stream_);
+    status = take();
   }
   if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     std::size_t free = 0, total = 0;
     if (cudaMemGetInfo(&free, &total) != cudaSuccess) free = total = 0;
-    const std::string call = "cudaMallocAsync of " + std::to_string(bytes >> 20) + " MiB, " +
-                             std::to_string(free >> 20) + " of " + std::to_string(total >> 20) + " MiB free";
-    check_cuda(status, call.c_str());
+    const std::string what = call + " of " + std::to_string(bytes >> 20) + " MiB, " + std::to_string(free >> 20) +
+                             " of " + std::to_string(total >> 20) + " MiB free";
+    check_cuda(status, what.c_str());
   }
-  check_cuda(status, "cudaMallocAsync");
+  check_cuda(status, call.c_str());
   numbers_[memory] = ++allocations_;
   return memory;
 }
@@ -134,12 +146,18 @@ void Device::release(void* memory) noexcept {
         watch->freed = true;
     numbers_.erase(found);
   }
-  (void)cudaFreeAsync(memory, stream_);
+  if (pool_ != nullptr) {
+    (void)cudaFreeAsync(memory, stream_);
+  } else {
+    (void)cudaStreamSynchronize(stream_);
+    (void)cudaFree(memory);
+  }
 }
 
 DeviceMemory Device::memory() const {
   DeviceMemory memory;
   check_cuda(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+  if (pool_ == nullptr) return memory;
   std::uint64_t reserved = 0, used = 0;
   check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
   check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");

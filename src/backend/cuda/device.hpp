@@ -71,7 +71,7 @@ class Device {
   cudaStream_t stream_ = nullptr;
   void expect_no_capture(const char* what) const;
 
-  cudaMemPool_t pool_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;  // virtual devices may have none: then by cudaMalloc
   std::unique_ptr<Staging> staging_;
   std::string description_, identity_;
   bool capturing_ = false;
