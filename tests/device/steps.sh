@@ -11,6 +11,9 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy
 
 note() { echo "note: $*"; }
 
+# Where CUDA's tools lie, if nobody has said so.
+PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
+
 # Anew where bundle/ came out of another archive than the one that is there now.
 unpack_bundle() {
   local archive
