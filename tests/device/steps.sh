@@ -145,7 +145,9 @@ step_3() {
     tool=${what%:*} program=$TEST_TRAIN filter=CudaParity.TrainingStepsInFp32
     [[ $what != *:operations ]] || program=$TEST_BACKEND filter=$OPERATIONS
     options=(--tool "$tool" --target-processes all --error-exitcode 9)
-    [[ $tool != memcheck ]] || options+=(--track-stream-ordered-races all)
+    if [[ $tool == memcheck && $(compute-sanitizer --help) == *--track-stream-ordered-races* ]]; then
+      options+=(--track-stream-ordered-races all)
+    fi
     echo "== $what"
     timeout --kill-after=5 "$seconds" compute-sanitizer "${options[@]}" "$program" --gtest_filter="$filter" \
       > "$CHECK_WORK/sanitizer.log" 2>&1
