@@ -21,11 +21,12 @@ namespace {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
-/// Rows of the batch for which algorithms are chosen: 512, or what FEDPDPO_CUDA_ROWS says, to measure by.
+/// Rows of the batch for which algorithms are chosen: 4096, so that passes which fill the device go by large tiles (one
+/// that does not fill it waits for its launches more than for its tiles), or what FEDPDPO_CUDA_ROWS says, to measure by.
 std::int64_t typical_rows() {
   const char* text = std::getenv("FEDPDPO_CUDA_ROWS");
   const std::int64_t rows = text == nullptr ? 0 : std::atoll(text);
-  return rows > 0 ? rows : 512;
+  return rows > 0 ? rows : 4096;
 }
 
 /// What cuBLASLt may rely on: a power of two up to 16 bytes.
