@@ -142,6 +142,7 @@ void derive(CommandLine& line) {
   }
   if (run.reference_cache.empty()) run.reference_cache = default_reference_cache();
   if (line.command == Command::bench && !run.model.empty()) line.bench.shape.clear();
+  if (line.command == Command::evaluate && line.saved.client.empty()) line.saved.client = "all";
   line.bench.cohort_given = line.run.cohort > 0;
   line.bench.micro_rows_given = line.run.micro_rows > 0;
 }
@@ -184,6 +185,7 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   add_config(given);
   resolve(line, given);
   check_consistency(line, given);
+  if (line.command == Command::evaluate) line.saved.overrides = given_overrides(given);
   derive(line);
   return line;
 }

@@ -264,6 +264,8 @@ class Checker {
 }  // namespace
 
 void check_consistency(const CommandLine& line, const GivenByName& given) {
+  if (line.command == Command::export_models || line.command == Command::evaluate)
+    return check_saved_models(line, given);
   const Checker checker(line, given);
   checker.required();
   checker.outputs();

@@ -33,10 +33,30 @@ void add_entry(std::string& out, std::string_view left, const std::string& right
   out += line + "\n";
 }
 
+constexpr const char* export_notes =
+    "\nA folder is PEFT's: adapter_config.json and adapter_model.safetensors hold LoRA and the LLM head. Bottleneck "
+    "and\n"
+    "reward head are beside them in fedpdpo_modules.safetensors; analysis/load_client.py attaches them in Python. "
+    "With\n"
+    "--client all, OUT has a folder a client; with --client shared and several groups, one a group. Without --model "
+    "the\n"
+    "folder that the run read is taken. Models of clients come from checkpoints at the end of a round, not from those "
+    "of a\n"
+    "stop within one. --merge is needed where the method has added to the frozen weights (fedex-lora, flora).\n";
+
+constexpr const char* evaluate_notes =
+    "\nThe base model's numbers come first. Loss and precision are the run's, or what export noted, unless given here. "
+    "Pairs\n"
+    "are dealt to the ranks of mpirun; numbers do not depend on their number. --json - prints the figures instead of "
+    "the\n"
+    "table.\n";
+
 std::string_view title(Section section) {
   switch (section) {
     case Section::input:
       return "Input";
+    case Section::saved:
+      return "Trained models";
     case Section::federation:
       return "Federation";
     case Section::modules:
@@ -100,11 +120,14 @@ std::string help_text(Command command) {
            "usage: fedpdpo inspect PATH...\n\nA PATH is a run file, a pair file, a model folder or a checkpoint "
            "folder.\n";
   }
-  out += fmt::format("usage: fedpdpo {} {}\n", name.name,
-                     command == Command::run         ? "--model DIR --data FILE... --out FILE.h5 [options]"
-                     : command == Command::plan      ? "--model DIR --data FILE... [options]"
-                     : command == Command::partition ? "--data FILE... [options]"
-                                                     : "[--shape NAME | --model DIR] [options]");
+  out += fmt::format(
+      "usage: fedpdpo {} {}\n", name.name,
+      command == Command::run             ? "--model DIR --data FILE... --out FILE.h5 [options]"
+      : command == Command::plan          ? "--model DIR --data FILE... [options]"
+      : command == Command::partition     ? "--data FILE... [options]"
+      : command == Command::export_models ? "--checkpoint DIR --client K|all|shared --out DIR [--merge] [options]"
+      : command == Command::evaluate      ? "--model DIR --data FILE... [--checkpoint DIR | --adapter DIR] [options]"
+                                          : "[--shape NAME | --model DIR] [options]");
   const std::map<std::string, std::string> defaults = default_texts();
   Section section = Section::bench;
   bool first = true;
@@ -119,8 +142,10 @@ std::string help_text(Command command) {
                                : value != defaults.end() ? value->second
                                                          : option.fallback;
     if (!shown.empty()) text += fmt::format(" [{}]", shown);
-    add_entry(out, fmt::format("--{} {}", option.name, option.placeholder), text);
+    add_entry(out, fmt::format("--{} {}", option.name, placeholder_of(option, command)), text);
   }
+  if (command == Command::export_models) return out + export_notes;
+  if (command == Command::evaluate) return out + evaluate_notes;
   out += "\nMethods, each with the defaults that it changes\n";
   for (const MethodInfo& method : methods()) add_entry(out, method.name, method.summary + own_defaults(method));
   out += "\nLosses: ";

@@ -60,7 +60,7 @@ std::vector<std::string> list(const Given& given);
 /// " (did you mean PREFIXcandidate?)", or nothing.
 std::string suggestion(std::string_view word, const std::vector<std::string>& candidates, std::string_view prefix = "");
 
-enum class Section { input, federation, modules, loss, optimizer, execution, output, bench };
+enum class Section { input, saved, federation, modules, loss, optimizer, execution, output, bench };
 
 struct OptionSpec {
   enum class Arity { one, several, none };
@@ -90,6 +90,14 @@ const std::vector<CommandName>& command_names();
 std::vector<Given> read_config(const std::filesystem::path& path);
 
 using GivenByName = std::map<std::string, Given, std::less<>>;
+/// Sets options from texts by name, as describe() makes them; empty ones keep their defaults. `place` is where they
+/// come from, for error lines.
+void apply_options(CommandLine& line, const std::map<std::string, std::string>& texts, const std::string& place);
+/// What `export` and `eval` need and what excludes what; and eval's overrides.
+void check_saved_models(const CommandLine& line, const GivenByName& given);
+std::map<std::string, std::string> given_overrides(const GivenByName& given);
+/// How help and errors show the option's value in this subcommand.
+std::string placeholder_of(const OptionSpec& option, Command command);
 /// Throws where options exclude one another, and where `command` misses one that it needs.
 void check_consistency(const CommandLine& line, const GivenByName& given);
 

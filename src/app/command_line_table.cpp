@@ -85,6 +85,22 @@ void set_device(Line& line, const Given& given) {
   line.run.device = text;
 }
 
+void set_client(Line& line, const Given& given) {
+  const std::string& text = given.value();
+  if (text != "all" && text != "shared" &&
+      (text.size() > 7 || text.find_first_not_of("0123456789") != std::string::npos))
+    throw given.error("a client's number, all or shared", text + suggestion(text, {"all", "shared"}));
+  line.saved.client = text;
+}
+
+void set_split(Line& line, const Given& given) {
+  line.saved.split = static_cast<Split>(position(given, {split_names.begin(), split_names.end()}));
+}
+
+void set_json(Line& line, const Given& given) {
+  (line.command == Command::bench ? line.bench.json : line.saved.json) = given.value();
+}
+
 void set_loss(Line& line, const Given& given) {
   const std::vector<std::string> names(loss_names().begin(), loss_names().end());
   line.run.loss.kind = names[position(given, names)];
@@ -114,6 +130,18 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.model = g.value(); }},
       {"data", "FILE...", "preference pairs made by data_prep/prepare.py, one file a domain", input, set_data,
        Arity::several},
+
+      {"checkpoint", "DIR", "a run's folder of checkpoints (OUT.ckpt: the newest one made at the end of a round), or one round's "
+       "folder in it", saved, [](Line& l, const Given& g) { l.saved.checkpoint = g.value(); }},
+      {"client", "K|all|shared", "whose model: client K's, every client's, or what all share; clients' models are those that the "
+       "run evaluates as `after`: the average that each received with its own modules (eval: [all])", saved, set_client},
+      {"merge", "", "export a whole model folder with everything that is linear merged into the weights, instead of an adapter",
+       saved, [](Line& l, const Given& g) { l.saved.merge = choice(g, switch_names); }, Arity::none},
+      {"adapter", "DIR", "a PEFT folder with LoRA on --model: one that export wrote, or another's", saved,
+       [](Line& l, const Given& g) { l.saved.adapter = g.value(); }},
+      {"reference", "DIR", "model folder whose log-probabilities margins are held against", saved,
+       [](Line& l, const Given& g) { l.saved.reference = g.value(); }, Arity::one, "--model"},
+      {"split", "NAME", "pairs of train, validation or test", saved, set_split, Arity::one, "test"},
 
       {"method", "NAME", "federated method, see below", federation,
        [](Line& l, const Given& g) { l.run.method = method_names()[position(g, method_names())]; }},
@@ -286,8 +314,8 @@ std::vector<OptionSpec> make_table() {
        "to recurring sizes", execution,
        [](Line& l, const Given& g) { l.run.graphs = choice(g, graphs_names); }},
 
-      {"out", "FILE.h5", "run file to write", output, [](Line& l, const Given& g) { l.run.out = g.value(); }},
-      {"overwrite", "", "replace an existing run file", output,
+      {"out", "FILE.h5", "file to write (export: folder)", output, [](Line& l, const Given& g) { l.run.out = g.value(); }},
+      {"overwrite", "", "replace an existing one", output,
        [](Line& l, const Given& g) { l.run.overwrite = choice(g, switch_names); }, Arity::none},
       {"eval-every", "N", "rounds from evaluation to evaluation", output,
        [](Line& l, const Given& g) { l.run.eval_every = integer(g, 1); }},
@@ -299,7 +327,8 @@ std::vector<OptionSpec> make_table() {
       {"eval-splits", "LIST", "of train, validation and test", output, set_eval_splits},
       {"cross-eval", "", "at the end evaluate every client's model on every client's test pairs", output,
        [](Line& l, const Given& g) { l.run.cross_eval = choice(g, switch_names); }, Arity::none},
-      {"checkpoint-every", "N", "rounds from checkpoint to checkpoint, 0: only when a signal stops the run", output,
+      {"checkpoint-every", "N", "rounds from checkpoint to checkpoint, the last round's always among them (1000000: that one alone); 0: only "
+       "when a signal stops the run", output,
        [](Line& l, const Given& g) { l.run.checkpoint_every = integer(g, 0); }},
       {"checkpoint-dir", "DIR", "folder of the checkpoints", output,
        [](Line& l, const Given& g) { l.run.checkpoint_dir = g.value(); }, Arity::one, "OUT without .h5, plus .ckpt"},
@@ -322,7 +351,7 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.bench.most_seconds = real(g, not_negative); }},
       {"ceiling", "N", "side of the large product that a step's rate is held against", bench,
        [](Line& l, const Given& g) { l.bench.ceiling = integer(g, 16, 1 << 16); }, Arity::one, "8192 on a device, else 1024"},
-      {"json", "FILE", "write all figures there", bench, [](Line& l, const Given& g) { l.bench.json = g.value(); }},
+      {"json", "FILE", "write all figures there", bench, set_json},
       {"profile", "", "seconds by operation, from one more step in which each is waited for", bench,
        [](Line& l, const Given& g) { l.bench.profile = choice(g, switch_names); }, Arity::none},
   };
@@ -347,7 +376,15 @@ bool accepts(Command command, const OptionSpec& option) {
     case Command::run:
     case Command::plan:
     case Command::partition:
-      return option.section != bench;
+      return option.section != bench && option.section != saved;
+    case Command::export_models:
+      return option.name == "model" || option.name == "checkpoint" || option.name == "client" ||
+             option.name == "merge" || option.name == "out" || option.name == "overwrite";
+    case Command::evaluate:
+      return (option.section == saved && option.name != "merge") || option.section == loss || option.name == "model" ||
+             option.name == "data" || option.name == "device" || option.name == "precision" ||
+             option.name == "threads" || option.name == "micro-rows" || option.name == "out" ||
+             option.name == "overwrite" || option.name == "json" || option.name == "reference-cache";
     case Command::bench:
       return option.section == modules || option.section == loss || option.section == execution ||
              option.section == bench || option.name == "config" || option.name == "model" || option.name == "method" ||
@@ -376,6 +413,9 @@ const std::vector<CommandName>& command_names() {
       {Command::run, "run", "simulate a federation and write its run file"},
       {Command::plan, "plan", "say what a run would do: clients per rank, balance, memory, bytes, time"},
       {Command::partition, "partition", "show which client gets how many pairs of which category"},
+      {Command::export_models, "export",
+       "write clients' models of a checkpoint for HuggingFace's PEFT and transformers"},
+      {Command::evaluate, "eval", "score a model, a checkpoint's models or a PEFT adapter on preference pairs"},
       {Command::inspect, "inspect", "describe run files, pair files, model folders and checkpoints"},
       {Command::bench, "bench", "measure a training step"},
       {Command::help, "help", "this text, or `help SUBCOMMAND`"},

@@ -19,6 +19,8 @@ namespace fedpdpo {
 int run_command(const Communicator& world, const CommandLine& line);
 int plan_command(const Communicator& world, const CommandLine& line);
 int partition_command(const Communicator& world, const CommandLine& line);
+int export_command(const Communicator& world, const CommandLine& line);
+int evaluate_command(const Communicator& world, const CommandLine& line);
 int inspect_command(const Communicator& world, const CommandLine& line);
 int bench_command(const Communicator& world, const CommandLine& line);
 
@@ -43,6 +45,12 @@ struct PartitionInput {
   Partition partition;
 };
 PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options);
+/// Collective. Pair files, each read in a child process first.
+PairSet read_pairs(const Communicator& world, std::span<const std::filesystem::path> paths);
+/// InputError unless the pairs were made for this model and fit it.
+void require_fitting(const PairSet& pairs, const ModelFolder& model);
+/// InputError, naming --out, where there is a file that --overwrite does not give free, or none can be written.
+void require_output_file(const RunOptions& options);
 
 /// Collective. The backend that --device asks for. InputError, on every rank, where one has no such device.
 std::unique_ptr<Backend> make_backend(const Communicator& world, const RunOptions& options);

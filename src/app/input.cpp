@@ -10,6 +10,8 @@
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/io/child.hpp"
+#include "fedpdpo/io/file.hpp"
+#include "fedpdpo/model/private_modules.hpp"
 
 namespace fedpdpo {
 
@@ -18,29 +20,44 @@ void require_sound_hdf5(const std::filesystem::path& path, const std::function<v
     throw InputError(path.string(), "", "a sound HDF5 file", "damage on which the HDF5 library crashes");
 }
 
-PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options) {
+PairSet read_pairs(const Communicator& world, std::span<const std::filesystem::path> paths) {
   on_all_ranks(world, [&] {
     if (world.rank() == 0)
-      for (const std::filesystem::path& path : options.data) require_sound_hdf5(path, [&] { read_pair_file(path); });
+      for (const std::filesystem::path& path : paths) require_sound_hdf5(path, [&] { read_pair_file(path); });
     return 0;
   });
-  return on_all_ranks(world, [&] {
-    PairSet pairs = read_pair_set(options.data);
-    Partition partition = make_partition(pairs, options.partition);
-    return PartitionInput{std::move(pairs), std::move(partition)};
-  });
+  return on_all_ranks(world, [&] { return read_pair_set(paths); });
+}
+
+PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options) {
+  PairSet pairs = read_pairs(world, options.data);
+  Partition partition = on_all_ranks(world, [&] { return make_partition(pairs, options.partition); });
+  return {std::move(pairs), std::move(partition)};
+}
+
+void require_fitting(const PairSet& pairs, const ModelFolder& model) {
+  require_matching_tokenizer(pairs, model.tokenizer_sha256(), model.config().vocab_size, model.path());
+  for (const PairFile& file : pairs.files)
+    if (file.max_length > model.config().table_positions())
+      throw InputError(file.path.string(), "max_length",
+                       fmt::format("at most the model's {} positions", model.config().table_positions()),
+                       fmt::format("{}", file.max_length));
+}
+
+void require_output_file(const RunOptions& options) {
+  if (std::filesystem::exists(options.out) && !options.overwrite)
+    throw InputError(options.out.string(), "--out", "a file that does not exist (or --overwrite)", "an existing one");
+  require_writable(options.out, "--out");
 }
 
 RunInput read_input(const Communicator& world, const RunOptions& options) {
   ModelFolder model = on_all_ranks(world, [&] { return ModelFolder(options.model); });
   auto [pairs, partition] = read_pairs_and_partition(world, options);
   on_all_ranks(world, [&] {
-    require_matching_tokenizer(pairs, model.tokenizer_sha256(), model.config().vocab_size, options.model);
-    for (const PairFile& file : pairs.files)
-      if (file.max_length > model.config().table_positions())
-        throw InputError(file.path.string(), "max_length",
-                         fmt::format("at most the model's {} positions", model.config().table_positions()),
-                         fmt::format("{}", file.max_length));
+    require_fitting(pairs, model);
+    if (world.rank() == 0 && std::filesystem::exists(options.model / modules_weights_name))
+      log_warning(
+          fmt::format("{}: its {} is not part of what a run trains on", options.model.string(), modules_weights_name));
     return 0;
   });
   return {std::move(model), std::move(pairs), std::move(partition)};

@@ -22,6 +22,10 @@ int dispatch(const fedpdpo::Communicator& world, const fedpdpo::CommandLine& lin
       return fedpdpo::plan_command(world, line);
     case Command::partition:
       return fedpdpo::partition_command(world, line);
+    case Command::export_models:
+      return fedpdpo::export_command(world, line);
+    case Command::evaluate:
+      return fedpdpo::evaluate_command(world, line);
     case Command::inspect:
       return fedpdpo::inspect_command(world, line);
     case Command::bench:

@@ -4,23 +4,12 @@
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
-#include "fedpdpo/io/file.hpp"
 
 namespace fedpdpo {
-namespace {
-
-void require_output(const RunOptions& options) {
-  if (std::filesystem::exists(options.out) && !options.overwrite)
-    throw InputError(options.out.string(), "--out", "a file that does not exist (or --overwrite)", "an existing one");
-  require_writable(options.out, "--out");
-}
-
-}  // namespace
-
 int run_command(const Communicator& world, const CommandLine& line) {
   const RunOptions& options = line.run;
   on_all_ranks(world, [&] {
-    if (world.rank() == 0) require_output(options);
+    if (world.rank() == 0) require_output_file(options);
     return 0;
   });
   RunInput input = read_input(world, options);

@@ -269,9 +269,9 @@ void Federation::run(RunFile* run_file) {
     ++round_;
     serial_ = 0;
     stage_ = Stage::before_exchange;
-    save_or_throw(!last && any_rank(stop_requested()));
+    save_or_throw(!last && any_rank(stop_requested()), Moment::end_of_round);
     const int every = in_.options.checkpoint_every;
-    if (every > 0 && round_ > 1 && (last || (round_ - 1) % every == 0)) save();
+    if (every > 0 && round_ > 1 && (last || (round_ - 1) % every == 0)) save(Moment::end_of_round);
   }
   const FinalMargins margins = gather_margins();
   const CrossEvaluation cross = in_.options.cross_eval ? cross_evaluate() : CrossEvaluation{};

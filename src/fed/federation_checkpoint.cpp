@@ -7,6 +7,7 @@
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/fed/federation.hpp"
+#include "fedpdpo/fed/saved_federation.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
 #include "phase_timer.hpp"
 
@@ -37,6 +38,18 @@ std::map<std::string, std::string> identity(const FederationInput& in) {
   return facts;
 }
 
+/// What those who read the models need beside it: where the input was, and who the clients are.
+std::map<std::string, std::string> provenance(const FederationInput& in) {
+  std::string names, flipped;
+  for (const ClientShare& client : in.partition.clients) {
+    names += (names.empty() ? "" : "\n") + client.name;
+    flipped += (flipped.empty() ? "" : " ") + std::string(client.flipped ? "1" : "0");
+  }
+  return {{"path.model", std::filesystem::absolute(in.options.model).lexically_normal().string()},
+          {"client-names", names},
+          {"flipped", flipped}};
+}
+
 /// A list of numbers as a checkpoint says it.
 std::string list_text(std::span<const int> numbers) { return fmt::format("{}", fmt::join(numbers, " ")); }
 
@@ -55,14 +68,14 @@ std::filesystem::path Federation::checkpoint_directory() const {
   return path.replace_extension("ckpt");
 }
 
-void Federation::save_or_throw(bool stop) {
+void Federation::save_or_throw(bool stop, Moment moment) {
   if (!stop) return;
-  save();
+  save(moment);
   throw RequeueRequest(
       fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_, checkpoint_directory().string()));
 }
 
-void Federation::save() {
+void Federation::save(Moment moment) {
   PhaseTimer timer(seconds_["checkpoint"]);
   CheckpointWriter writer(in_.world, checkpoint_directory(), round_, serial_++);
   clients_.save(writer);
@@ -84,10 +97,12 @@ void Federation::save() {
   }
   std::map<std::string, std::string> facts{
       {"stage", stage_ == Stage::before_exchange ? "before-exchange" : "after-exchange"}};
+  facts["moment"] = moment == Moment::end_of_round ? moment_between_rounds : "within-round";
   facts["groups"] = list_text(assignment_);
   facts["participants"] = list_text(drawn_);
   facts["cohort"] = fmt::format("{}", cohort_.cohort);
   facts["micro-rows"] = fmt::format("{}", cohort_.micro_rows);
+  facts.merge(provenance(in_));
   facts.merge(identity(in_));
   writer.commit(facts);
 }

@@ -8,36 +8,13 @@
 #include <limits>
 
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/evaluation_metrics.hpp"
 #include "keyed_rows.hpp"
 
 namespace fedpdpo {
 namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-
-struct EvaluationMetric {
-  const char* name;
-  const char* units;
-  const char* description;
-  double Evaluation::*value;
-};
-
-constexpr EvaluationMetric evaluation_metrics[] = {
-    {"loss", "nat", "mean loss", &Evaluation::loss},
-    {"accuracy", "1", "share of pairs with margin above 0 (a tie counts one half)", &Evaluation::accuracy},
-    {"accuracy_implicit", "1", "the same of the implicit margin alone", &Evaluation::accuracy_implicit},
-    {"accuracy_explicit", "1", "the same of the explicit margin alone", &Evaluation::accuracy_explicit},
-    {"margin", "1", "mean of implicit + lambda explicit margin", &Evaluation::mean_margin},
-    {"margin_implicit", "1", "mean implicit margin", &Evaluation::mean_margin_implicit},
-    {"margin_explicit", "1", "mean explicit margin", &Evaluation::mean_margin_explicit},
-    {"logp_chosen", "nat", "mean log-probability of the chosen response, summed over its tokens",
-     &Evaluation::log_prob_chosen},
-    {"logp_rejected", "nat", "mean log-probability of the rejected response, summed over its tokens",
-     &Evaluation::log_prob_rejected},
-    {"kl_to_reference", "nat/token",
-     "mean over both responses of (log pi - log ref) per token: an estimate on the data's responses, not on samples",
-     &Evaluation::kl_to_reference},
-};
 
 const char* point_name(Point point) { return point == Point::before ? "before" : "after"; }
 

@@ -4,8 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,42 +13,10 @@
 #include "fedpdpo/io/file.hpp"
 #include "fedpdpo/io/json.hpp"
 #include "rotary_tables.hpp"
+#include "stored_floats.hpp"
 
 namespace fedpdpo {
 namespace {
-
-std::uint16_t to_bf16(float value) {
-  auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-float from_f16(std::uint16_t half) {
-  const std::uint32_t sign = std::uint32_t{half & 0x8000u} << 16;
-  const std::uint32_t exponent = (half >> 10) & 0x1fu;
-  const std::uint32_t mantissa = half & 0x3ffu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
-  const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
-  return sign ? -magnitude : magnitude;
-}
-
-/// Element `i` of a stored floating tensor.
-struct StoredFloats {
-  const std::byte* data;
-  StoredType type;
-
-  float operator[](std::size_t i) const {
-    if (type == StoredType::f32) {
-      float value;
-      std::memcpy(&value, data + 4 * i, 4);
-      return value;
-    }
-    std::uint16_t half;
-    std::memcpy(&half, data + 2 * i, 2);
-    return type == StoredType::bf16 ? std::bit_cast<float>(std::uint32_t{half} << 16) : from_f16(half);
-  }
-};
 
 /// Hands out the parts of the block of memory in a fixed order; with a null memory it only measures.
 class Carver {

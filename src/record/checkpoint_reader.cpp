@@ -67,18 +67,25 @@ json require_whole(const std::filesystem::path& folder, CheckpointId id) {
   return {{"facts", facts}, {"files", names}};
 }
 
-// Rank 0's search: {"round", "serial", "facts", "files"}, null where there is none, a string where it went wrong.
-json search(const std::filesystem::path& directory) {
+// What the others are told of a checkpoint: {"folder", "round", "serial", "facts", "files"}.
+json description(const std::filesystem::path& folder, CheckpointId id) {
+  json found = require_whole(folder, id);
+  found["folder"] = folder.string();
+  found["round"] = id.round;
+  found["serial"] = id.serial;
+  return found;
+}
+
+// Rank 0's search: a description, null where there is none, a string where it went wrong.
+json search(const std::filesystem::path& directory, const std::function<bool(const CheckpointReader::Facts&)>& wanted) {
   try {
     std::vector<CheckpointId> ids = list_checkpoints(directory);
     std::reverse(ids.begin(), ids.end());
     for (const CheckpointId id : ids) {
       const std::filesystem::path folder = directory / checkpoint_folder_name(id);
       try {
-        json found = require_whole(folder, id);
-        found["round"] = id.round;
-        found["serial"] = id.serial;
-        return found;
+        json found = description(folder, id);
+        if (!wanted || wanted(found.at("facts").get<CheckpointReader::Facts>())) return found;
       } catch (const InputError& error) {
         log_warning(fmt::format("checkpoint {} is not whole and is passed over: {}", folder.string(), error.what()));
       }
@@ -92,19 +99,50 @@ json search(const std::filesystem::path& directory) {
 }  // namespace
 
 std::optional<CheckpointReader> CheckpointReader::find(const Communicator& world,
-                                                       const std::filesystem::path& directory) {
+                                                       const std::filesystem::path& directory,
+                                                       const std::function<bool(const Facts&)>& wanted) {
   std::string answer;
-  if (world.rank() == 0) answer = search(directory).dump(-1, ' ', false, json::error_handler_t::replace);
-  const json found = json::parse(world.broadcast(answer, 0));
-  if (found.is_null()) return std::nullopt;
+  if (world.rank() == 0) answer = search(directory, wanted).dump(-1, ' ', false, json::error_handler_t::replace);
+  answer = world.broadcast(answer, 0);
+  if (json::parse(answer).is_null()) return std::nullopt;
+  return read(answer);
+}
+
+CheckpointReader CheckpointReader::at(const Communicator& world, const std::filesystem::path& folder) {
+  json answer;
+  if (world.rank() == 0) {
+    try {
+      // A trailing slash is not part of the name.
+      const std::filesystem::path named = (folder / "").parent_path();
+      const std::string name = named.filename().string();
+      const auto id = parse_checkpoint_folder_name(name);
+      if (!id) throw InputError(folder.string(), "", "a folder named as round-00012-00", name);
+      answer = description(named, *id);
+    } catch (const InputError& error) {
+      answer = error.what();
+    }
+  }
+  return read(world.broadcast(answer.dump(-1, ' ', false, json::error_handler_t::replace), 0));
+}
+
+CheckpointReader CheckpointReader::read(const std::string& answer) {
+  const json found = json::parse(answer);
   if (found.is_string()) throw InputError(found.get<std::string>());
   CheckpointReader reader;
   reader.round_ = found.at("round");
   reader.serial_ = found.at("serial");
-  reader.folder_ = directory / checkpoint_folder_name({reader.round_, reader.serial_});
-  reader.facts_ = found.at("facts").get<std::map<std::string, std::string>>();
+  reader.folder_ = found.at("folder").get<std::string>();
+  reader.facts_ = found.at("facts").get<Facts>();
   for (const json& name : found.at("files")) reader.files_.insert(name.get<std::string>());
   return reader;
+}
+
+std::filesystem::path CheckpointReader::manifest() const { return folder_ / manifest_name; }
+
+const std::string& CheckpointReader::fact(const std::string& name) const {
+  const auto found = facts_.find(name);
+  if (found == facts_.end()) throw InputError(manifest().string(), "facts." + name, "a text", "none");
+  return found->second;
 }
 
 SafetensorsFile CheckpointReader::open(std::string_view name) const {

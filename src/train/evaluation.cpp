@@ -70,7 +70,38 @@ RowWeights row_weights(const PackedBatch& batch, std::span<const PairWeights> by
   return weights;
 }
 
-Evaluation summarize(std::span<const PairScores> scores, const LossOptions& loss) {
+}  // namespace
+
+std::optional<std::vector<PairScores>> score_pairs(const PairSet& set, Policy& policy,
+                                                   const CohortParameters& parameters,
+                                                   std::span<const EvaluatedModel> models, int micro_rows,
+                                                   const std::function<bool()>& stop) {
+  const bool personal = std::any_of(models.begin(), models.end(),
+                                    [](const EvaluatedModel& model) { return !model.personal_weights.empty(); });
+  const bool weighted = personal || std::any_of(models.begin(), models.end(),
+                                                [](const EvaluatedModel& model) { return model.lora_weight != 1; });
+  for (const EvaluatedModel& model : models)
+    check(model.pairs.empty() || personal == !model.personal_weights.empty(),
+          "all models weigh a personal LoRA or none");
+  const std::vector<PairWeights> weights = weighted ? pair_weights(models) : std::vector<PairWeights>{};
+  std::vector<PairScores> all;
+  for (const EvaluatedModel& model : models)
+    for (const ClientPair& pair : model.pairs) add_reference(all.emplace_back(), pair);
+
+  bool stopped = false;
+  for_batches(set, policy.packing(), models, micro_rows, [&](const PackedBatch& batch, std::size_t first) {
+    stopped = stop && stop();
+    if (stopped) return false;
+    const std::size_t n = batch.pairs.size();
+    policy.score(batch, parameters, std::span(all).subspan(first, n),
+                 weighted ? row_weights(batch, std::span(weights).subspan(first, n), personal) : RowWeights{});
+    return true;
+  });
+  if (stopped) return std::nullopt;
+  return all;
+}
+
+Evaluation evaluation_of(const LossOptions& loss, std::span<const PairScores> scores) {
   Evaluation result;
   const BatchStatistics statistics =
       loss_needs_statistics(loss.kind) ? batch_statistics(loss, scores) : BatchStatistics{};
@@ -99,40 +130,16 @@ Evaluation summarize(std::span<const PairScores> scores, const LossOptions& loss
   return result;
 }
 
-}  // namespace
-
 std::optional<std::vector<Evaluation>> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
                                                 std::span<const EvaluatedModel> models, const LossOptions& loss,
                                                 int micro_rows, const std::function<bool()>& stop) {
-  const bool personal = std::any_of(models.begin(), models.end(),
-                                    [](const EvaluatedModel& model) { return !model.personal_weights.empty(); });
-  const bool weighted = personal || std::any_of(models.begin(), models.end(),
-                                                [](const EvaluatedModel& model) { return model.lora_weight != 1; });
-  for (const EvaluatedModel& model : models)
-    check(model.pairs.empty() || personal == !model.personal_weights.empty(),
-          "all models weigh a personal LoRA or none");
-  const std::vector<PairWeights> weights = weighted ? pair_weights(models) : std::vector<PairWeights>{};
-  std::vector<PairScores> all;
-  for (const EvaluatedModel& model : models) all.resize(all.size() + model.pairs.size());
-
-  bool stopped = false;
-  for_batches(set, policy.packing(), models, micro_rows, [&](const PackedBatch& batch, std::size_t first) {
-    stopped = stop && stop();
-    if (stopped) return false;
-    const std::size_t n = batch.pairs.size();
-    policy.score(batch, parameters, std::span(all).subspan(first, n),
-                 weighted ? row_weights(batch, std::span(weights).subspan(first, n), personal) : RowWeights{});
-    return true;
-  });
-  if (stopped) return std::nullopt;
-
+  const auto scores = score_pairs(set, policy, parameters, models, micro_rows, stop);
+  if (!scores) return std::nullopt;
   std::vector<Evaluation> result;
   std::size_t first = 0;
   for (const EvaluatedModel& model : models) {
-    const std::span<PairScores> scores = std::span(all).subspan(first, model.pairs.size());
-    for (std::size_t i = 0; i < scores.size(); ++i) add_reference(scores[i], model.pairs[i]);
-    result.push_back(summarize(scores, loss));
-    first += scores.size();
+    result.push_back(evaluation_of(loss, std::span(*scores).subspan(first, model.pairs.size())));
+    first += model.pairs.size();
   }
   return result;
 }

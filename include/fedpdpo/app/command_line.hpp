@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <iosfwd>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,7 +13,7 @@
 
 namespace fedpdpo {
 
-enum class Command { run, plan, partition, inspect, bench, help, version };
+enum class Command { run, plan, partition, export_models, evaluate, inspect, bench, help, version };
 
 struct BenchOptions {
   std::string shape = "smollm2-135m";  ///< a named shape with random weights, or empty with --model
@@ -28,9 +29,22 @@ struct BenchOptions {
   bool cohort_given = false, micro_rows_given = false;  ///< by the user; else a device takes what fits
 };
 
+/// Of `export` and `eval`; their --model, --data, --out and execution options are RunOptions'.
+struct SavedModelOptions {
+  std::filesystem::path checkpoint;              ///< a run's folder of checkpoints, or one checkpoint in it
+  std::string client;                            ///< "all", "shared" or a number; empty: not given
+  bool merge = false;                            ///< export: a whole model
+  std::filesystem::path adapter;                 ///< eval: a PEFT folder
+  std::filesystem::path reference;               ///< eval: model folder; empty: --model
+  Split split = Split::test;                     ///< eval
+  std::filesystem::path json;                    ///< eval: where all figures go; empty: nowhere
+  std::map<std::string, std::string> overrides;  ///< eval: loss and precision as given, which win over the model's own
+};
+
 struct CommandLine {
   Command command = Command::help;
   RunOptions run;
+  SavedModelOptions saved;
   BenchOptions bench;
   std::vector<std::string> inspect_paths;
   std::string text;  ///< the command line as it was given, quoted for a shell

@@ -52,6 +52,7 @@ class Federation {
 
  private:
   enum class Stage : std::uint8_t { before_exchange, after_exchange };
+  enum class Moment : std::uint8_t { within_round, end_of_round };
 
   /// A hosted participant's result of the round, as the server gets it.
   struct Result {
@@ -130,8 +131,8 @@ class Federation {
   void record_aggregation_error();
   void report_progress() const;
   bool any_rank(bool value) const;
-  void save();
-  void save_or_throw(bool stop);
+  void save(Moment moment);
+  void save_or_throw(bool stop, Moment moment = Moment::within_round);
   void require_same_run(const CheckpointReader& reader) const;
   void restore(const CheckpointReader& reader);
   std::filesystem::path checkpoint_directory() const;

@@ -32,6 +32,8 @@ class ModelFolder {
   std::string content_hash() const;
   bool contains(const std::string& name) const { return location_.contains(name); }
   const StoredTensor& tensor(const std::string& name) const;
+  /// The weight files, in the order of their names.
+  std::span<const SafetensorsFile> files() const { return files_; }
   /// File that holds the tensor (for error lines).
   const std::filesystem::path& file_of(const std::string& name) const;
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -67,24 +68,35 @@ class CheckpointWriter {
 /// Reading: the newest checkpoint below DIR that is whole.
 class CheckpointReader {
  public:
+  using Facts = std::map<std::string, std::string>;
   /// Rank 0 looks and checks every file's SHA-256, then tells the others (collective); nullopt where there is none. A
-  /// torn or corrupt one is passed over with a warning that names the file.
-  static std::optional<CheckpointReader> find(const Communicator& world, const std::filesystem::path& directory);
+  /// torn or corrupt one is passed over with a warning that names the file; so is, in silence, one whose facts
+  /// `wanted` (asked on rank 0, if given) does not take.
+  static std::optional<CheckpointReader> find(const Communicator& world, const std::filesystem::path& directory,
+                                              const std::function<bool(const Facts&)>& wanted = {});
+  /// The checkpoint in this folder itself ("DIR/round-00012-00"), checked as above (collective). InputError, on every
+  /// rank, where it is not whole.
+  static CheckpointReader at(const Communicator& world, const std::filesystem::path& folder);
 
   int round() const { return round_; }
   int serial() const { return serial_; }
   const std::filesystem::path& folder() const { return folder_; }
-  const std::map<std::string, std::string>& facts() const { return facts_; }
+  const Facts& facts() const { return facts_; }
+  /// The fact of that name; InputError, naming the manifest, where there is none.
+  const std::string& fact(const std::string& name) const;
+  std::filesystem::path manifest() const;
   /// True where the manifest lists NAME.safetensors.
   bool contains(std::string_view name) const { return files_.find(name) != files_.end(); }
   /// InputError if the checkpoint has no such file.
   SafetensorsFile open(std::string_view name) const;
 
  private:
+  static CheckpointReader read(const std::string& answer);
+
   std::filesystem::path folder_;
   int round_ = 0;
   int serial_ = 0;
-  std::map<std::string, std::string> facts_;
+  Facts facts_;
   std::set<std::string, std::less<>> files_;  // names without .safetensors
 };
 

@@ -30,10 +30,17 @@ struct EvaluatedModel {
   std::span<const float> personal_weights{};
 };
 
-/// Scores the models on their pairs, in passes of at most `micro_rows` packed rows (or one longer pair) that they
-/// share; either all weigh a personal LoRA or none. A pair counts as right where its margin is positive, as half right
-/// where it is exactly 0. A loss's batch is the model's whole list. nullopt if `stop` (asked before every pass) became
-/// true on the way.
+/// Log-probabilities and rewards of the models' pairs, one model's after the other's, with their references; in passes
+/// of at most `micro_rows` packed rows (or one longer pair) that the models share. Either all weigh a personal LoRA or
+/// none. nullopt if `stop` (asked before every pass) became true on the way.
+std::optional<std::vector<PairScores>> score_pairs(const PairSet& set, Policy& policy,
+                                                   const CohortParameters& parameters,
+                                                   std::span<const EvaluatedModel> models, int micro_rows,
+                                                   const std::function<bool()>& stop);
+/// Of one model's pairs. A pair counts as right where its margin is positive, as half right where it is exactly 0. The
+/// loss's batch is the whole list.
+Evaluation evaluation_of(const LossOptions& loss, std::span<const PairScores> scores);
+/// Both, by model.
 std::optional<std::vector<Evaluation>> evaluate(const PairSet& set, Policy& policy, const CohortParameters& parameters,
                                                 std::span<const EvaluatedModel> models, const LossOptions& loss,
                                                 int micro_rows, const std::function<bool()>& stop);

@@ -1,0 +1,27 @@
+// LoRA sites as transformers and PEFT know them: the module's name, how its weight is stored, and which of its rows a
+// site's rows are.
+#pragma once
+
+#include <string>
+
+#include "fedpdpo/model/config.hpp"
+
+namespace fedpdpo {
+
+/// Name of a site's module in a layer, e.g. "model.layers.3.self_attn.q_proj".
+std::string module_name(const ModelConfig& config, std::int64_t layer, const LinearSite& site);
+/// True where the family's linear modules keep their weights as (in, out), as GPT-2's Conv1D does (PEFT's
+/// fan_in_fan_out).
+bool stores_transposed(const ModelConfig& config);
+/// Output of the module that row `row` of the site is. They differ where a family's fused rows are put in another order
+/// when they are loaded.
+std::int64_t module_row(const ModelConfig& config, const LinearSite& site, std::int64_t row);
+
+/// Name of the module that makes logits, in PEFT and in checkpoints.
+std::string head_module(const ModelConfig& config);
+/// Name of the token embedding's weight in a checkpoint of the whole model.
+std::string embedding_weight(const ModelConfig& config);
+/// What checkpoints of the bare model leave out of every name but the head's, e.g. "model.".
+std::string backbone_prefix(const ModelConfig& config);
+
+}  // namespace fedpdpo
