@@ -416,7 +416,7 @@ const std::vector<CommandName>& command_names() {
       {Command::export_models, "export",
        "write clients' models of a checkpoint for HuggingFace's PEFT and transformers"},
       {Command::evaluate, "eval", "score a model, a checkpoint's models or a PEFT adapter on preference pairs"},
-      {Command::inspect, "inspect", "describe run files, pair files, model folders and checkpoints"},
+      {Command::inspect, "inspect", "describe run files, evaluations, pair files, model folders and checkpoints"},
       {Command::bench, "bench", "measure a training step"},
       {Command::help, "help", "this text, or `help SUBCOMMAND`"},
       {Command::version, "version", "version and build"},

@@ -67,11 +67,32 @@ void inspect_run(const std::filesystem::path& path, const Hdf5Reader& file) {
   }
 }
 
+void inspect_evaluation(const std::filesystem::path& path, const Hdf5Reader& file) {
+  const std::vector<std::string> names = file.read_strings("/models/names");
+  const std::vector<double> accuracy = file.read<double>("/files/accuracy");
+  const std::vector<std::string> domains = file.read_strings("/pairs/domain_names");
+  if (accuracy.size() != names.size() * domains.size())
+    throw InputError(path.string(), "/files/accuracy", fmt::format("{} by {}", names.size(), domains.size()),
+                     fmt::format("{} numbers", accuracy.size()));
+  fmt::print("{}: evaluation of {} models on {} pairs of split {}\n", path.string(), names.size(),
+             file.shape("/pairs/pair")[0], file.attribute<std::string>("/config", "split").value_or("?"));
+  fmt::print("  {}\n", file.attribute<std::string>("/config", "command_line").value_or("?"));
+  for (std::size_t m = 0; m < names.size(); ++m)
+    for (std::size_t f = 0; f < domains.size(); ++f)
+      fmt::print("  {} on {}: accuracy {:.4f}\n", names[m], domains[f], accuracy[m * domains.size() + f]);
+}
+
+/// A list that has a line an item.
+std::string in_one_line(std::string text) {
+  for (std::size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, ", ");
+  return text;
+}
+
 void inspect_checkpoint(const std::filesystem::path& path) {
   const nlohmann::json manifest = read_json(path / "manifest.json");
   fmt::print("{}: checkpoint\n", path.string());
   for (const auto& [name, value] : manifest.at("facts").items())
-    fmt::print("  {} = {}\n", name, value.is_string() ? value.get<std::string>() : value.dump());
+    fmt::print("  {} = {}\n", name, in_one_line(value.is_string() ? value.get<std::string>() : value.dump()));
   for (const auto& file : manifest.at("files"))
     fmt::print("  {:>12}  {}\n", bytes_text(file.at("size").get<double>()), file.at("name").get<std::string>());
 }
@@ -91,7 +112,8 @@ void inspect(const std::filesystem::path& path) {
   const std::string format = file.attribute<std::string>("/", "format").value_or("none");
   if (format == "fedpdpo-pairs") return inspect_pairs(path);
   if (format == "fedpdpo-run") return inspect_run(path, file);
-  throw InputError(path.string(), "format", "fedpdpo-pairs or fedpdpo-run", format);
+  if (format == "fedpdpo-eval") return inspect_evaluation(path, file);
+  throw InputError(path.string(), "format", "fedpdpo-pairs, fedpdpo-run or fedpdpo-eval", format);
 }
 
 }  // namespace

@@ -61,6 +61,32 @@ class Checkpoint : public testing::Test {
   std::filesystem::path manifest_ = newest_ / "manifest.json";
 };
 
+TEST_F(Checkpoint, OneThatIsNotWantedIsPassedOver) {
+  write(1, 0);
+  write(2, 0);
+  const auto wanted = [](const CheckpointReader::Facts& facts) { return facts.at("round") == "1"; };
+  const auto reader = CheckpointReader::find(world_, directory(), wanted);
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(reader->round(), 1);
+  EXPECT_FALSE(CheckpointReader::find(world_, directory(), [](const auto&) { return false; }));
+}
+
+TEST_F(Checkpoint, OneThatIsNamed) {
+  write(1, 0);
+  write(2, 0);
+  for (const std::filesystem::path& folder : {round("round-00001-00"), round("round-00001-00") / ""}) {
+    const CheckpointReader reader = CheckpointReader::at(world_, folder);
+    EXPECT_EQ(reader.round(), 1);
+    EXPECT_EQ(reader.folder(), round("round-00001-00"));
+    EXPECT_EQ(reader.fact("fingerprint"), "abc");
+    EXPECT_INPUT_ERROR(reader.fact("stage"), "manifest.json: facts.stage: expected a text, found none");
+  }
+  EXPECT_INPUT_ERROR(CheckpointReader::at(world_, directory()), "expected a folder named as round-00012-00");
+  EXPECT_INPUT_ERROR(CheckpointReader::at(world_, round("round-00009-00")), "manifest.json");
+  write_text(newest_ / "server.safetensors", "other");
+  EXPECT_INPUT_ERROR(CheckpointReader::at(world_, newest_), "server.safetensors");
+}
+
 TEST_F(Checkpoint, RoundTrip) {
   write(7, 1);
   const auto reader = CheckpointReader::find(world_, directory());
