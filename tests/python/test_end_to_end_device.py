@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import pytest
 import run_support
+from export_support import assert_close_scores, evaluate, folder_of, scores_of
 from run_support import ROOT, Workspace, contents, differences, needs_program, read
 
 EMULATED = Path(os.environ.get("FEDPDPO_EMULATED_BIN", ROOT / "build" / "tests" / "fedpdpo_emulated"))
@@ -86,3 +87,13 @@ def test_nccl_that_cannot_be_had_is_an_error(devices: Workspace, options: dict[s
     assert outcome.code == 2, outcome.err
     assert outcome.error_lines == [
         f"fedpdpo: error: --aggregation: expected auto or host, found nccl, but only this is possible: {reason}"]
+
+
+@pytest.mark.parametrize("method", ["fedpdpo", "fedex-lora"])
+def test_eval_on_a_device(devices: Workspace, method: str) -> None:
+    """A checkpoint's models, one of them on moved weights, score as on the CPU."""
+    run = devices.run(f"saved-{method}", **SMALL | METHODS[method] | {"checkpoint_every": 9, "clients": 3})
+    there, here = (evaluate(devices, device, "--checkpoint", folder_of(run), "--device", device)
+                   for device in ("cuda", "cpu"))
+    for client in there["models"]:
+        assert_close_scores(scores_of(there, client), scores_of(here, client))
