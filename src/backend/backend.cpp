@@ -94,6 +94,21 @@ void Backend::layer_norm_backward(ConstView x, ConstView w, float eps, ConstView
   if (x.size() > 0) do_layer_norm_backward(x, w, eps, d_y, d_x, mode);
 }
 
+void Backend::head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  const Contract contract("head_norm");
+  contract.activations(*this, x, "x").matrix(w, "w", 1, x.cols).matrix(y, "y", x.rows, x.cols, x.dtype);
+  contract.require(head_dim > 0 && x.cols % head_dim == 0, "columns are whole heads");
+  if (x.size() > 0) do_head_norm(x, w, head_dim, eps, y);
+}
+
+void Backend::head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y, View d_x) {
+  const Contract contract("head_norm_backward");
+  contract.activations(*this, x, "x").matrix(w, "w", 1, x.cols).matrix(d_y, "d_y", x.rows, x.cols, x.dtype);
+  contract.matrix(d_x, "d_x", x.rows, x.cols, x.dtype);
+  contract.require(head_dim > 0 && x.cols % head_dim == 0, "columns are whole heads");
+  if (x.size() > 0) do_head_norm_backward(x, w, head_dim, eps, d_y, d_x);
+}
+
 void Backend::residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
   const Contract contract("residual_rms_norm");
   contract.matrix(x, "x").matrix(w, "w", 1, x.cols).matrix(sum, "sum", x.rows, x.cols);

@@ -68,6 +68,13 @@ class TimedBackend final : public Backend {
   void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override {
     timed("layer_norm_backward", [&] { inner_.layer_norm_backward(x, w, eps, d_y, d_x, mode); });
   }
+  void do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) override {
+    timed("head_norm", [&] { inner_.head_norm(x, w, head_dim, eps, y); });
+  }
+  void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                             View d_x) override {
+    timed("head_norm_backward", [&] { inner_.head_norm_backward(x, w, head_dim, eps, d_y, d_x); });
+  }
   void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) override {
     timed("residual_rms_norm", [&] { inner_.residual_rms_norm(x, delta, w, eps, sum, y); });
   }

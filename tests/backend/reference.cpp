@@ -67,6 +67,18 @@ Matrix rms_norm(const Matrix& x, const Matrix& w, double eps) {
   return y;
 }
 
+Matrix head_norm(const Matrix& x, const Matrix& w, std::int64_t head_dim, double eps) {
+  Matrix y(x.rows, x.cols);
+  for (std::int64_t t = 0; t < x.rows; ++t)
+    for (std::int64_t c = 0; c < x.cols; ++c) {
+      const std::int64_t first = c / head_dim * head_dim;
+      double squares = 0;
+      for (std::int64_t k = first; k < first + head_dim; ++k) squares += x(t, k) * x(t, k);
+      y(t, c) = x(t, c) / std::sqrt(squares / static_cast<double>(head_dim) + eps) * w(0, c);
+    }
+  return y;
+}
+
 Matrix layer_norm(const Matrix& x, const Matrix& w, const Matrix& b, double eps) {
   Matrix y(x.rows, x.cols);
   const auto n = static_cast<double>(x.cols);

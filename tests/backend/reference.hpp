@@ -34,6 +34,8 @@ Matrix gradient(const std::function<double(const Matrix&)>& f, Matrix x);
 
 Matrix embed(const Indices& tokens, const Indices& positions, const Matrix& table, const Matrix& position_table);
 Matrix rms_norm(const Matrix& x, const Matrix& w, double eps);
+/// rms_norm of each head's columns by its own part of w.
+Matrix head_norm(const Matrix& x, const Matrix& w, std::int64_t head_dim, double eps);
 Matrix layer_norm(const Matrix& x, const Matrix& w, const Matrix& b, double eps);
 Matrix gather(const Matrix& x, const Indices& rows);
 /// x w^T (+ bias where it has columns).

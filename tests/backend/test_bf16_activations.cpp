@@ -65,6 +65,23 @@ TEST_P(Bf16Activations, NormGradients) {
   }
 }
 
+TEST_P(Bf16Activations, HeadNorms) {
+  for (const auto& [rows, heads, head_dim, place] :
+       {std::tuple{3, 4, 16, Place::aligned}, {2, 3, 7, Place::odd}, {2, 2, 8, Place::odd}}) {
+    const int cols = heads * head_dim;
+    const Matrix x = random_half(rows, cols), w = random(1, cols), d_y = random_half(rows, cols);
+    Half y = put_half(x, place);
+    backend_->head_norm(y.view, put(w).view, head_dim, 1e-2f, y.view);
+    expect_half(reference::head_norm(x, w, head_dim, 1e-2f), y);
+    const std::int64_t dim = head_dim;
+    const Matrix expected =
+        reference::gradient([&](const Matrix& at) { return dot(reference::head_norm(at, w, dim, 1e-2f), d_y); }, x);
+    Half d_x = put_half(d_y, place);
+    backend_->head_norm_backward(put_half(x, place).view, put(w).view, head_dim, 1e-2f, d_x.view, d_x.view);
+    expect_half(expected, d_x);
+  }
+}
+
 TEST_P(Bf16Activations, SumsWithTheStream) {
   for (const auto [rows, cols, place] : kShapes) {
     const Matrix x = random(rows, cols), delta = random_half(rows, cols), w = random(1, cols);

@@ -46,6 +46,9 @@ TEST_P(Contracts, ShapesAndTypes) {
   EXPECT_CONTRACT(backend_->copy(four, w.columns(0, 4)));
   EXPECT_CONTRACT(backend_->rms_norm(a, w.columns(0, 5), 1e-5f, a));
   EXPECT_CONTRACT(backend_->layer_norm(a, w, w.columns(0, 5), 1e-5f, a));
+  EXPECT_CONTRACT(backend_->head_norm(a, w, 4, 1e-5f, a));
+  EXPECT_CONTRACT(backend_->head_norm(a, w.columns(0, 5), 3, 1e-5f, a));
+  EXPECT_CONTRACT(backend_->head_norm_backward(a, w, 3, 1e-5f, b, a));
   EXPECT_CONTRACT(backend_->scale_rows(w, a));
   EXPECT_CONTRACT(backend_->scale_rows(four, a));
   EXPECT_CONTRACT(backend_->dot(a, b));

@@ -77,6 +77,8 @@ class CpuDeterminism : public testing::Test {
     with(out(), [&](View y) { b.embed(at, {}, table, {}, y); });
     with(out(), [&](View y) { b.rms_norm(part(x), w, 1e-5f, y); });
     with(out(), [&](View y) { b.rms_norm_backward(part(x), w, 1e-5f, part(d_y), y, Write::accumulate); });
+    with(out(), [&](View y) { b.head_norm(part(x), w, 50, 1e-5f, y); });
+    with(out(), [&](View y) { b.head_norm_backward(part(x), w, 50, 1e-5f, part(d_y), y); });
     with(out(), [&](View y) { b.layer_norm(part(x), w, bias, 1e-5f, y); });
     with(out(), [&](View y) { b.layer_norm_backward(part(x), w, 1e-5f, part(d_y), y, Write::overwrite); });
     with(out(), [&](View y) { b.axpy(0.3f, part(x), y, Write::accumulate); });

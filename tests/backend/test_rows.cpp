@@ -85,6 +85,39 @@ TEST_P(Rows, LayerNormBackward) {
   }
 }
 
+TEST_P(Rows, HeadNorm) {
+  for (const auto [rows, heads, head_dim] :
+       {std::array<std::int64_t, 3>{1, 1, 5}, {3, 6, 8}, {5, 3, 33}, {40, 5, 128}}) {
+    const std::int64_t cols = heads * head_dim;
+    const auto dim = static_cast<std::int32_t>(head_dim);
+    const Matrix x = random(rows, cols), w = random(1, cols);
+    for (const std::int64_t padding : {3, 4}) {
+      Buffer y = poisoned(rows, cols, 4, padding);
+      backend_->head_norm(put(x, 4, padding).view, put(w).view, dim, 1e-5f, y.view);
+      expect_close(reference::head_norm(x, w, head_dim, 1e-5f), y, tolerance::kElementwise);
+      y = put(x, padding, 4);
+      backend_->head_norm(y.view, put(w).view, dim, 1e-5f, y.view);
+      expect_close(reference::head_norm(x, w, head_dim, 1e-5f), y, tolerance::kElementwise);
+    }
+  }
+}
+
+TEST_P(Rows, HeadNormBackward) {
+  for (const auto [rows, heads, head_dim] : {std::array<std::int64_t, 3>{1, 1, 5}, {3, 6, 8}, {2, 3, 33}}) {
+    const std::int64_t cols = heads * head_dim;
+    const auto dim = static_cast<std::int32_t>(head_dim);
+    const Matrix x = random(rows, cols), w = random(1, cols), d_y = random(rows, cols);
+    const Matrix expected = reference::gradient(
+        [&](const Matrix& at) { return dot(reference::head_norm(at, w, head_dim, 1e-2f), d_y); }, x);
+    Buffer d_x = poisoned(rows, cols, 4, 4);
+    backend_->head_norm_backward(put(x, 4, 4).view, put(w).view, dim, 1e-2f, put(d_y, 4, 4).view, d_x.view);
+    expect_close(expected, d_x, tolerance::kGradient);
+    d_x = put(d_y, 2, 1);
+    backend_->head_norm_backward(put(x, 1, 3).view, put(w).view, dim, 1e-2f, d_x.view, d_x.view);
+    expect_close(expected, d_x, tolerance::kGradient);
+  }
+}
+
 TEST_P(Rows, NormsWorkInPlace) {
   const Matrix x = random(5, 70), w = random(1, 70), b = random(1, 70);
   Buffer y = put(x, 1, 1);

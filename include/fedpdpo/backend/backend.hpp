@@ -150,6 +150,11 @@ class Backend {
   /// y = (x - mean) / sqrt(var + eps) * w + b. y, in the backward d_y, is an activation.
   void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y);
   void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+  /// rms_norm of each head of x (T, heads * head_dim) by its own part of w (1, heads * head_dim); x, y activations of
+  /// one dtype. y may be x.
+  void head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y);
+  /// d_x is overwritten and may be d_y; x, d_y and d_x are activations of one dtype.
+  void head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y, View d_x);
   /// y = a + b; y may be a or b. b is an activation.
   void add(ConstView a, ConstView b, View y);
   /// y (+)= alpha x.
@@ -278,6 +283,9 @@ class Backend {
   virtual void do_rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
   virtual void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) = 0;
   virtual void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) = 0;
+  virtual void do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) = 0;
+  virtual void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                                     View d_x) = 0;
   virtual void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
   virtual void do_add(ConstView a, ConstView b, View y);
   virtual void do_axpy(float alpha, ConstView x, View y, Write mode) = 0;

@@ -50,6 +50,9 @@ class CpuBackend final : public Backend {
   void do_grouped_gate_backward(std::span<const MemberRows> members, ConstView h, ConstView a, ConstClientMatrix g,
                                 ConstView d_z, View d_h, Write d_h_mode, View d_a, ClientMatrix d_g,
                                 Write d_g_mode) override;
+  void do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) override;
+  void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                             View d_x) override;
   void do_rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
                  View x) override;
   void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse) override;

@@ -101,6 +101,19 @@ void CpuBackend::do_rms_norm_backward(ConstView x, ConstView w, float eps, Const
   });
 }
 
+void CpuBackend::do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  over_rows(x.rows, x.cols, [&](std::int64_t b, std::int64_t e) {
+    cpu::head_norm(x.row_range(b, e), w, head_dim, eps, y.row_range(b, e));
+  });
+}
+
+void CpuBackend::do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                                       View d_x) {
+  over_rows(x.rows, x.cols, [&](std::int64_t b, std::int64_t e) {
+    cpu::head_norm_backward(x.row_range(b, e), w, head_dim, eps, d_y.row_range(b, e), d_x.row_range(b, e));
+  });
+}
+
 void CpuBackend::do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) {
   over_rows(x.rows, x.cols, [&](std::int64_t begin, std::int64_t end) {
     cpu::layer_norm(x.row_range(begin, end), w, b, eps, y.row_range(begin, end));

@@ -13,6 +13,8 @@ void rms_norm(ConstView x, ConstView w, float eps, View y);
 void rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
 void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y);
 void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+void head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y);
+void head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y, View d_x);
 
 // activation_kernels.cpp
 void gated_activation(Activation kind, ConstView x, View y);

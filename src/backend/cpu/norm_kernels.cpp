@@ -1,6 +1,7 @@
 // Norms by rows. With s = 1 / sqrt(mean(x^2) + eps), g = d_y w and n = x s:
 //   RMS:    y = n w                    d_x = s (g - n mean(g n))
 //   layer:  x first less its mean      d_x = s (g - mean(g) - n mean(g n))
+//   head:   RMS of each head's columns alone
 #include <cmath>
 
 #include "cpu/kernels.hpp"
@@ -31,17 +32,21 @@ HWY_INLINE float mean_of(const float* x, std::int64_t cols) {
   return sum / static_cast<float>(cols);
 }
 
+HWY_INLINE void rms_norm_row(const float* x, const float* w, std::int64_t cols, float eps, float* y) {
+  const Vec s = splat(inverse_rms(x, cols, 0, eps));
+  for_columns(cols, [&](auto io, std::int64_t c)
+                        HWY_ATTR { io.store(hn::Mul(hn::Mul(io.load(x + c), s), io.load(w + c)), y + c); });
+}
+
 void RmsNorm(ConstView x, ConstView w, float eps, View y) {
-  const std::int64_t cols = x.cols;
-  const float* w_row = w.f32();
-  for (std::int64_t t = 0; t < x.rows; ++t) {
-    const float* x_row = x.f32() + t * x.stride;
-    float* y_row = y.f32() + t * y.stride;
-    const Vec s = splat(inverse_rms(x_row, cols, 0, eps));
-    for_columns(cols, [&](auto io, std::int64_t c) HWY_ATTR {
-      io.store(hn::Mul(hn::Mul(io.load(x_row + c), s), io.load(w_row + c)), y_row + c);
-    });
-  }
+  for (std::int64_t t = 0; t < x.rows; ++t)
+    rms_norm_row(x.f32() + t * x.stride, w.f32(), x.cols, eps, y.f32() + t * y.stride);
+}
+
+void HeadNorm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  for (std::int64_t t = 0; t < x.rows; ++t)
+    for (std::int64_t c = 0; c < x.cols; c += head_dim)
+      rms_norm_row(x.f32() + t * x.stride + c, w.f32() + c, head_dim, eps, y.f32() + t * y.stride + c);
 }
 
 void LayerNorm(ConstView x, ConstView w, ConstView b, float eps, View y) {
@@ -86,6 +91,15 @@ void RmsNormBackward(ConstView x, ConstView w, float eps, ConstView d_y, View d_
   }
 }
 
+void HeadNormBackward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y, View d_x) {
+  for (std::int64_t t = 0; t < x.rows; ++t)
+    for (std::int64_t c = 0; c < x.cols; c += head_dim) {
+      const float* x_head = x.f32() + t * x.stride + c;
+      norm_backward_row(x_head, w.f32() + c, d_y.f32() + t * d_y.stride + c, head_dim, 0,
+                        inverse_rms(x_head, head_dim, 0, eps), 0, Write::overwrite, d_x.f32() + t * d_x.stride + c);
+    }
+}
+
 void LayerNormBackward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
   const float* w_row = w.f32();
   for (std::int64_t t = 0; t < x.rows; ++t) {
@@ -109,6 +123,8 @@ HWY_EXPORT(RmsNorm);
 HWY_EXPORT(LayerNorm);
 HWY_EXPORT(RmsNormBackward);
 HWY_EXPORT(LayerNormBackward);
+HWY_EXPORT(HeadNorm);
+HWY_EXPORT(HeadNormBackward);
 
 void rms_norm(ConstView x, ConstView w, float eps, View y) { HWY_DYNAMIC_DISPATCH(RmsNorm)(x, w, eps, y); }
 void rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
@@ -119,6 +135,12 @@ void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) {
 }
 void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) {
   HWY_DYNAMIC_DISPATCH(LayerNormBackward)(x, w, eps, d_y, d_x, mode);
+}
+void head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  HWY_DYNAMIC_DISPATCH(HeadNorm)(x, w, head_dim, eps, y);
+}
+void head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y, View d_x) {
+  HWY_DYNAMIC_DISPATCH(HeadNormBackward)(x, w, head_dim, eps, d_y, d_x);
 }
 
 }  // namespace fedpdpo::cpu

@@ -52,6 +52,9 @@ class CudaBackend final : public Backend {
   void do_layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y) override;
   void do_layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode) override;
   void do_add(ConstView a, ConstView b, View y) override;
+  void do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) override;
+  void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                             View d_x) override;
   void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) override;
   void do_axpy(float alpha, ConstView x, View y, Write mode) override;
   void do_scale_rows(ConstView weights, View x) override;

@@ -36,6 +36,17 @@ void CudaBackend::do_layer_norm_backward(ConstView x, ConstView w, float eps, Co
   written("layer_norm_backward", {d_x});
 }
 
+void CudaBackend::do_head_norm(ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  cuda::head_norm(stream(), x, w, head_dim, eps, y);
+  written("head_norm", {y});
+}
+
+void CudaBackend::do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                                        View d_x) {
+  cuda::head_norm_backward(stream(), x, w, head_dim, eps, d_y, d_x);
+  written("head_norm_backward", {d_x});
+}
+
 void CudaBackend::do_add(ConstView a, ConstView b, View y) {
   cuda::add(stream(), a, b, y);
   written("add", {y});

@@ -43,6 +43,9 @@ void rms_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps,
 void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
 void layer_norm(cudaStream_t stream, ConstView x, ConstView w, ConstView b, float eps, View y);
 void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
+void head_norm(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, View y);
+void head_norm_backward(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                        View d_x);
 
 // activations.cu
 void gated_activation(cudaStream_t stream, Activation kind, ConstView x, View y);

@@ -1,7 +1,9 @@
 // Norms, a block a row. With s = 1 / sqrt(mean(x^2) + eps), g = d_y w and n = x s:
 //   RMS:    y = n w                    d_x = s (g - n mean(g n))
 //   layer:  x first less its mean      d_x = s (g - mean(g) - n mean(g n))
-// The stream x is f32; y and d_y may be bf16. A row is read again from the cache rather than kept in registers.
+//   head:   RMS, a block a head of a row
+// The stream x is f32; y and d_y, and all but w of a head's norm, may be bf16. A row is read again from the cache
+// rather than kept in registers.
 #include "cuda/elements.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/reduce.hpp"
@@ -86,10 +88,9 @@ __global__ void residual_rms_norm_kernel(Elements<const float> x, Y delta, const
   write_normed<Norm::rms, N>(sum, weight, nullptr, eps, y, t, cols);
 }
 
-template <Norm kNorm, int N, class DY>
-__global__ void norm_backward_kernel(Elements<const float> x, const float* weight, float eps, DY d_y,
-                                     Elements<float> d_x, Write mode, std::int64_t cols) {
-  const std::int64_t t = blockIdx.x;
+template <Norm kNorm, int N, class X, class DY, class DX>
+__device__ void write_gradient(X x, const float* weight, float eps, DY d_y, DX d_x, Write mode, std::int64_t t,
+                               std::int64_t cols) {
   const RowStatistics row = statistics<kNorm, N>(x, t, cols, eps);
   const float mean = row.mean, s = row.s;
   const auto n = static_cast<float>(cols);
@@ -105,7 +106,7 @@ __global__ void norm_backward_kernel(Elements<const float> x, const float* weigh
              n;
   const float slope = sum_over<N>(cols,
                                   [&](std::int64_t c) {
-                                    const Pack<N> g = d_y.template load<N>(t, c), at = x.load<N>(t, c);
+                                    const Pack<N> g = d_y.template load<N>(t, c), at = x.template load<N>(t, c);
                                     float sum = 0;
                                     for (int i = 0; i < N; ++i)
                                       sum = fmaf(g.v[i] * weight[c + i], (at.v[i] - mean) * s, sum);
@@ -113,7 +114,7 @@ __global__ void norm_backward_kernel(Elements<const float> x, const float* weigh
                                   }) /
                       n;
   for_columns<N>(cols, [&](std::int64_t c) {
-    const Pack<N> at = x.load<N>(t, c);
+    const Pack<N> at = x.template load<N>(t, c);
     Pack<N> g = d_y.template load<N>(t, c);
     for (int i = 0; i < N; ++i) {
       const float normed = (at.v[i] - mean) * s;
@@ -121,6 +122,34 @@ __global__ void norm_backward_kernel(Elements<const float> x, const float* weigh
     }
     d_x.put(t, c, g, mode);
   });
+}
+
+template <Norm kNorm, int N, class DY>
+__global__ void norm_backward_kernel(Elements<const float> x, const float* weight, float eps, DY d_y,
+                                     Elements<float> d_x, Write mode, std::int64_t cols) {
+  write_gradient<kNorm, N>(x, weight, eps, d_y, d_x, mode, blockIdx.x, cols);
+}
+
+/// The same rows from column c on.
+template <class X>
+__device__ X from(X x, std::int64_t c) {
+  return {x.data + c, x.stride};
+}
+
+template <int N, class X, class Y>
+__global__ void head_norm_kernel(X x, const float* weight, float eps, Y y, std::int32_t num_heads,
+                                 std::int64_t head_dim) {
+  const std::int64_t first = blockIdx.x % num_heads * head_dim;
+  write_normed<Norm::rms, N>(from(x, first), weight + first, nullptr, eps, from(y, first), blockIdx.x / num_heads,
+                             head_dim);
+}
+
+template <int N, class X, class DX>
+__global__ void head_norm_backward_kernel(X x, const float* weight, float eps, X d_y, DX d_x, std::int32_t num_heads,
+                                          std::int64_t head_dim) {
+  const std::int64_t first = blockIdx.x % num_heads * head_dim;
+  write_gradient<Norm::rms, N>(from(x, first), weight + first, eps, from(d_y, first), from(d_x, first),
+                               Write::overwrite, blockIdx.x / num_heads, head_dim);
 }
 
 dim3 rows_of(ConstView x) { return dim3(static_cast<unsigned>(x.rows)); }
@@ -154,6 +183,8 @@ void norm_backward(cudaStream_t stream, const char* operation, ConstView x, Cons
   });
 }
 
+dim3 heads_of(ConstView x, std::int32_t head_dim) { return dim3(static_cast<unsigned>(x.size() / head_dim)); }
+
 }  // namespace
 
 void rms_norm(cudaStream_t stream, ConstView x, ConstView w, float eps, View y) {
@@ -182,6 +213,32 @@ void rms_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps,
 void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x,
                          Write mode) {
   norm_backward<Norm::layer>(stream, "layer_norm_backward", x, w, eps, d_y, d_x, mode);
+}
+
+void head_norm(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
+  const bool packed = head_dim % kPack == 0 && all_in_packs(x, y);
+  const auto num_heads = static_cast<std::int32_t>(x.cols / head_dim);
+  typed(y, [&]<class Y>(Elements<Y> out) {
+    const Elements<const Y> in{static_cast<const Y*>(x.data), x.stride};
+    launch(stream, "head_norm", heads_of(x, head_dim), threads_for(head_dim, packed),
+           packed ? head_norm_kernel<kPack, Elements<const Y>, Elements<Y>>
+                  : head_norm_kernel<1, Elements<const Y>, Elements<Y>>,
+           in, w.f32(), eps, out, num_heads, head_dim);
+  });
+}
+
+void head_norm_backward(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
+                        View d_x) {
+  const bool packed = head_dim % kPack == 0 && all_in_packs(x, d_y, d_x);
+  const auto num_heads = static_cast<std::int32_t>(x.cols / head_dim);
+  typed(d_x, [&]<class Y>(Elements<Y> gradient) {
+    const Elements<const Y> in{static_cast<const Y*>(x.data), x.stride};
+    const Elements<const Y> d_out{static_cast<const Y*>(d_y.data), d_y.stride};
+    launch(stream, "head_norm_backward", heads_of(x, head_dim), threads_for(head_dim, packed),
+           packed ? head_norm_backward_kernel<kPack, Elements<const Y>, Elements<Y>>
+                  : head_norm_backward_kernel<1, Elements<const Y>, Elements<Y>>,
+           in, w.f32(), eps, d_out, gradient, num_heads, head_dim);
+  });
 }
 
 }  // namespace fedpdpo::cuda
