@@ -37,11 +37,18 @@ PartitionInput read_pairs_and_partition(const Communicator& world, const RunOpti
 
 void require_fitting(const PairSet& pairs, const ModelFolder& model) {
   require_matching_tokenizer(pairs, model.tokenizer_sha256(), model.config().vocab_size, model.path());
-  for (const PairFile& file : pairs.files)
-    if (file.max_length > model.config().table_positions())
+  const ModelConfig& config = model.config();
+  for (const PairFile& file : pairs.files) {
+    if (file.max_length > config.table_positions())
       throw InputError(file.path.string(), "max_length",
-                       fmt::format("at most the model's {} positions", model.config().table_positions()),
+                       fmt::format("at most the model's {} positions", config.table_positions()),
                        fmt::format("{}", file.max_length));
+    if (!config.attends_in_full(file.max_length))
+      throw InputError(file.path.string(), "max_length",
+                       fmt::format("at most the {} tokens of the model's sliding_window, which is not applied here",
+                                   config.attention_window),
+                       fmt::format("{}", file.max_length));
+  }
 }
 
 void require_output_file(const RunOptions& options) {

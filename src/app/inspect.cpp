@@ -20,6 +20,8 @@ void inspect_model(const std::filesystem::path& path) {
       "  {} layers, hidden {}, heads {} on {} key-value heads of {}, intermediate {}, vocabulary {}, positions {}\n",
       c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size, c.vocab_size,
       c.max_positions);
+  if (c.attention_window > 0)
+    fmt::print("  sliding window of {} tokens: pairs have to fit into it\n", c.attention_window);
   fmt::print("  {:.2f} M parameters in layers, {:.2f} M in the embedding, head {}\n",
              static_cast<double>(c.layer_parameters()) / 1e6, static_cast<double>(c.vocab_size * c.hidden_size) / 1e6,
              c.tied_head ? "tied" : "its own");

@@ -39,7 +39,8 @@ void check_config(const ModelConfig& c, const std::filesystem::path& file) {
           c.num_heads * c.head_dim);
   require(c.num_heads % c.num_kv_heads == 0, file, "number of key-value heads", "a divisor of the number of heads",
           c.num_kv_heads);
-  require(c.rotary_dim % 2 == 0, file, "head_dim", "an even number", c.rotary_dim);
+  require(c.rotary_dim % 2 == 0, file, c.rotary_dim == c.head_dim ? "head_dim" : "rotary part of head_dim",
+          "an even number", c.rotary_dim);
   if (c.position == PositionKind::learned)
     require(c.num_heads * c.head_dim == c.hidden_size, file, "hidden size", "a multiple of the number of heads",
             c.hidden_size);
@@ -51,15 +52,15 @@ std::string known_architectures() {
   return "one of " + known;
 }
 
-ModelConfig llama_shape(std::int64_t d, std::int64_t layers, std::int64_t heads, std::int64_t kv, std::int64_t inter,
-                        std::int64_t vocab, bool tied) {
+ModelConfig shape_of(const Family& family, std::int64_t d, std::int64_t layers, std::int64_t heads, std::int64_t kv,
+                     std::int64_t inter, std::int64_t vocab, bool tied) {
   nlohmann::json json = {{"vocab_size", vocab},          {"hidden_size", d},
                          {"intermediate_size", inter},   {"num_hidden_layers", layers},
                          {"num_attention_heads", heads}, {"num_key_value_heads", kv},
                          {"tie_word_embeddings", tied}};
   ModelConfig config;
-  config.family = "llama";
-  llama_family.read(json, "named shape", config);
+  config.family = family.model_type;
+  family.read(json, "named shape", config);
   return config;
 }
 
@@ -77,6 +78,14 @@ std::array<std::int64_t, 2> ModelConfig::block_shape(Block block) const {
       return {hidden_size, intermediate_size};
   }
   contract_violation("block", "unknown block", std::source_location::current());
+}
+
+std::int64_t ModelConfig::checkpoint_row(const LinearSite& site, std::int64_t row) const {
+  check(row >= 0 && row < site.end - site.begin, "checkpoint_row: a row of the site");
+  if (site.order == RowOrder::as_here) return row;
+  const std::int64_t width = num_heads * head_dim;
+  const std::int64_t part = row / width, head = row % width / head_dim;  // part: q, k or v
+  return (head * 3 + part) * head_dim + row % head_dim;
 }
 
 std::int64_t ModelConfig::layer_parameters() const {
@@ -110,15 +119,19 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
 }
 
 ModelConfig named_shape(std::string_view name) {
-  if (name == "smollm2-135m") return llama_shape(576, 30, 9, 3, 1536, 49152, true);
-  if (name == "smollm2-360m") return llama_shape(960, 32, 15, 5, 2560, 49152, true);
-  if (name == "llama-3.2-1b") return llama_shape(2048, 16, 32, 8, 8192, 128256, true);
-  if (name == "llama-7b") return llama_shape(4096, 32, 32, 32, 11008, 32000, false);
+  if (name == "smollm2-135m") return shape_of(llama_family, 576, 30, 9, 3, 1536, 49152, true);
+  if (name == "smollm2-360m") return shape_of(llama_family, 960, 32, 15, 5, 2560, 49152, true);
+  if (name == "llama-3.2-1b") return shape_of(llama_family, 2048, 16, 32, 8, 8192, 128256, true);
+  if (name == "llama-7b") return shape_of(llama_family, 4096, 32, 32, 32, 11008, 32000, false);
+  if (name == "qwen2.5-0.5b") return shape_of(qwen2_family, 896, 24, 14, 2, 4864, 151936, true);
+  if (name == "pythia-160m") return shape_of(gpt_neox_family, 768, 12, 12, 12, 3072, 50304, false);
   std::string known;
   for (const std::string& shape : named_shapes()) known += (known.empty() ? "" : ", ") + shape;
   throw InputError("", "--shape", "one of " + known, name);
 }
 
-std::vector<std::string> named_shapes() { return {"smollm2-135m", "smollm2-360m", "llama-3.2-1b", "llama-7b"}; }
+std::vector<std::string> named_shapes() {
+  return {"smollm2-135m", "smollm2-360m", "llama-3.2-1b", "llama-7b", "qwen2.5-0.5b", "pythia-160m"};
+}
 
 }  // namespace fedpdpo

@@ -58,14 +58,16 @@ std::size_t Decoder::buffer_bytes(std::int64_t rows, Pass pass) const {
                 layout_.options().lora_rank;
   const std::int64_t attended = config_.num_heads * config_.head_dim;
   // By row: numbers of the dtype of activations, and f32 ones.
-  const std::int64_t layer = config_.qkv_width() + attended + up, layer_f32 = config_.num_heads + d + low_rank;
+  const std::int64_t layer = config_.qkv_width() + attended + up, layer_f32 = config_.num_heads + low_rank;
   const auto kept = static_cast<std::int64_t>(pass == Pass::train ? slot(config_.num_layers - 1) + 1 : 1);
-  std::int64_t numbers = kept * layer + d + inner, f32 = kept * layer_f32 + (kept + 1) * d + d;
+  std::int64_t numbers = kept * layer + d + inner, f32 = kept * layer_f32 + 2 * d;
+  f32 += (config_.residual == ResidualKind::parallel ? 1 : kept) * d;
   if (activations_ == DType::bf16) numbers += d;
   if (layout_.options().lora_dropout > 0) numbers += std::max({d, inner, attended});
   if (pass == Pass::train) {
     numbers += std::max(up, config_.qkv_width()) + std::max(inner, attended) + d;
-    f32 += 7 * std::max(1, layout_.options().lora_rank);
+    if (config_.head_norm) numbers += kept * config_.query_key_width();
+    f32 += kept * d + 7 * std::max(1, layout_.options().lora_rank);
   }
   return static_cast<std::size_t>(rows) *
          (static_cast<std::size_t>(numbers) * dtype_size(activations_) + static_cast<std::size_t>(f32) * sizeof(float));
@@ -92,8 +94,11 @@ void Decoder::reserve(std::int64_t rows, Pass pass) {
     grow(layer.qkv, n, config_.qkv_width(), activations_);
     grow(layer.attention, n, config_.num_heads * config_.head_dim, activations_);
     grow(layer.lse, n, config_.num_heads);
-    grow(layer.middle, n, d);
+    // Sums after attention: backward() reads those of a sequential residual, through the MLP's norm.
+    if (i == 0 || config_.residual == ResidualKind::sequential) grow(layer.middle, n, d);
     grow(layer.up, n, config_.up_width(), activations_);
+    if (config_.head_norm && train_rows_ > 0)
+      grow(layer.head_norm_input, train_rows_, config_.query_key_width(), activations_);
     const auto first = static_cast<int>(
         std::min<std::int64_t>(static_cast<std::int64_t>(i) + layout_.lowest_lora_layer(), config_.num_layers - 1));
     for (int b = 0; b < num_blocks; ++b)
@@ -219,8 +224,9 @@ ConstView Decoder::run(const BatchView& batch, const CohortParameters& parameter
   View tokens = indices(tokens_, rows), positions = indices(positions_, rows);
 
   const bool keep = pass == Pass::train;
-  const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
-  const bool half = activations_ == DType::bf16;
+  const std::int64_t query_key = config_.query_key_width();
+  const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
+  const bool half = activations_ == DType::bf16, parallel = config_.residual == ResidualKind::parallel;
   View normed = normed_.first(rows), activated = activated_.first(rows), hidden = hidden_.first(rows);
   backend_.embed(tokens, positions, weights_->embedding, weights_->position_embedding, x_[0].first(rows));
   norm(x_[0].first(rows), weights_->layers[0].attention_norm, weights_->layers[0].attention_norm_bias, normed);
@@ -230,21 +236,32 @@ ConstView Decoder::run(const BatchView& batch, const CohortParameters& parameter
     const bool last = layer + 1 == config_.num_layers;
     const std::size_t s = keep ? slot(layer) : 0;
     // Below the lowest LoRA site (and when evaluating) the stream is updated in place.
-    const std::size_t output = keep && layer >= layout_.lowest_lora_layer() ? s + 1 : input;
+    const bool keep_layer = keep && layer >= layout_.lowest_lora_layer();
+    const std::size_t output = keep_layer ? s + 1 : input;
     LayerBuffers& buffers = layers_[s];
     View x = x_[input].first(rows), next = x_[output].first(rows);
-    View qkv = buffers.qkv.first(rows), attended = buffers.attention.first(rows), middle = buffers.middle.first(rows);
-    View up = buffers.up.first(rows);
+    View qkv = buffers.qkv.first(rows), attended = buffers.attention.first(rows), up = buffers.up.first(rows);
+    View middle = layers_[parallel ? 0 : s].middle.first(rows);
 
     linear(batch, parameters, dropout, layer, Block::qkv, buffers, normed, qkv);
+    View rotated = qkv.columns(0, query_key);
+    if (config_.head_norm) {
+      View from = keep_layer ? buffers.head_norm_input.first(rows) : rotated;
+      if (keep_layer) backend_.copy(rotated, from);
+      backend_.head_norm(from, w.head_norm, head_dim, config_.norm_eps, rotated);
+    }
     if (config_.rotary_dim > 0)
-      backend_.rotate(positions, weights_->cos, weights_->sin, static_cast<std::int32_t>(config_.head_dim),
-                      Rotation::forward, qkv.columns(0, rotated));
+      backend_.rotate(positions, weights_->cos, weights_->sin, head_dim, Rotation::forward, rotated);
     backend_.attention(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows));
     // In f32 what is added to the stream lies where the sum is to be.
     View delta = half ? delta_.first(rows) : middle;
     linear(batch, parameters, dropout, layer, Block::output, buffers, attended, delta);
-    residual_norm(x, delta, middle, w.mlp_norm, w.mlp_norm_bias, normed);
+    if (parallel) {
+      backend_.add(x, delta, middle);
+      norm(x, w.mlp_norm, w.mlp_norm_bias, normed);
+    } else {
+      residual_norm(x, delta, middle, w.mlp_norm, w.mlp_norm_bias, normed);
+    }
 
     linear(batch, parameters, dropout, layer, Block::up, buffers, normed, up);
     activate(up, activated);

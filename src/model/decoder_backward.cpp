@@ -63,7 +63,8 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
   const std::int64_t rows = batch.num_rows();
   check(rows <= train_rows_ && d_h.rows == rows && d_h.cols == config_.hidden_size,
         "backward: not the batch of the last training forward pass");
-  const std::int64_t rotated = (config_.num_heads + config_.num_kv_heads) * config_.head_dim;
+  const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
+  const bool parallel = config_.residual == ResidualKind::parallel;
   ConstView positions{positions_.view().data, 1, rows, rows, DType::i32};
   View normed = normed_.first(rows), activated = activated_.first(rows), d_normed = d_normed_.first(rows);
   const auto wide = [&](std::int64_t cols) { return activations(d_wide_, rows, cols); };
@@ -79,7 +80,8 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
   for (auto layer = static_cast<int>(config_.num_layers) - 1; layer >= lowest; --layer) {
     const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
     const LayerBuffers& buffers = layers_[slot(layer)];
-    ConstView x = x_[slot(layer)].first(rows), middle = buffers.middle.first(rows), up = buffers.up.first(rows);
+    ConstView x = x_[slot(layer)].first(rows), up = buffers.up.first(rows);
+    ConstView mlp_input = parallel ? x : buffers.middle.first(rows);
     ConstView attended = buffers.attention.first(rows), qkv = buffers.qkv.first(rows);
 
     activate(up, activated);
@@ -91,18 +93,23 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
     } else {
       backend_.activation_backward(config_.activation, up, d_activated, d_up);
     }
-    norm(middle, w.mlp_norm, w.mlp_norm_bias, normed);
+    norm(mlp_input, w.mlp_norm, w.mlp_norm_bias, normed);
     linear_backward(batch, parameters, gradients, dropout, layer, Block::up, normed, d_up, d_normed);
-    norm_backward(middle, w.mlp_norm, d_normed, d_x, Write::accumulate);
+    // What both branches of a parallel residual get is d_x as it came.
+    if (!parallel) norm_backward(mlp_input, w.mlp_norm, d_normed, d_x, Write::accumulate);
 
     View d_attended = inner(config_.num_heads * config_.head_dim), d_qkv = wide(config_.qkv_width());
     linear_backward(batch, parameters, gradients, dropout, layer, Block::output, attended, stream_gradient(d_x),
                     d_attended);
+    if (parallel) norm_backward(mlp_input, w.mlp_norm, d_normed, d_x, Write::accumulate);
     backend_.attention_backward(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows), d_attended,
                                 d_qkv);
+    View d_rotated = d_qkv.columns(0, config_.query_key_width());
     if (config_.rotary_dim > 0)
-      backend_.rotate(positions, weights_->cos, weights_->sin, static_cast<std::int32_t>(config_.head_dim),
-                      Rotation::inverse, d_qkv.columns(0, rotated));
+      backend_.rotate(positions, weights_->cos, weights_->sin, head_dim, Rotation::inverse, d_rotated);
+    if (config_.head_norm)
+      backend_.head_norm_backward(buffers.head_norm_input.first(rows), w.head_norm, head_dim, config_.norm_eps,
+                                  d_rotated, d_rotated);
     norm(x, w.attention_norm, w.attention_norm_bias, normed);
     if (layer == lowest) {
       lora_backward(batch, parameters, gradients, dropout, layer, Block::qkv, normed, d_qkv, nullptr);

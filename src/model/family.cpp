@@ -6,7 +6,8 @@
 namespace fedpdpo {
 
 const std::vector<Family>& families() {
-  static const std::vector<Family> all{llama_family, gpt2_family};
+  static const std::vector<Family> all{llama_family, mistral_family, qwen2_family,
+                                       qwen3_family, gpt2_family,    gpt_neox_family};
   return all;
 }
 

@@ -11,27 +11,28 @@
 
 namespace fedpdpo {
 
-/// One stored tensor that makes up (a run of rows of) a part.
-struct SourceTensor {
-  std::string name;         ///< below the layer for layers' parts, whole otherwise
-  std::int64_t rows = 0;    ///< rows of the part that it fills
-  bool transposed = false;  ///< stored as (in, out), as GPT-2's Conv1D does
+/// How checkpoints store the weights of linear modules.
+enum class LinearStorage : std::uint8_t {
+  out_in,  ///< torch.nn.Linear
+  in_out,  ///< GPT-2's Conv1D
 };
 
-/// Names of the parts of a layer and of the rest. Empty where the family has none.
+/// Names of the parts of a layer and of the rest, without ".weight" / ".bias"; those of linear modules are the sites'
+/// (ModelConfig::sites). Empty where the family has none.
 struct FamilyNames {
   std::string prefix;  ///< of everything but the head, e.g. "model."; tried first with, then without it
   std::string layers;  ///< below the prefix, e.g. "layers."
-  std::string embedding, position_embedding, final_norm, head;  ///< without ".weight"
-  std::string attention_norm, mlp_norm;
-  std::array<std::vector<SourceTensor>, num_blocks> blocks;  ///< names without ".weight" / ".bias"
+  std::string embedding, position_embedding, final_norm, head;
+  std::string attention_norm, mlp_norm;  ///< below a layer
+  std::string query_norm, key_norm;      ///< below a layer, where ModelConfig::head_norm
+  LinearStorage linear_storage = LinearStorage::out_in;
 };
 
 struct Family {
   std::string_view model_type;
   std::string_view architecture;
   void (*read)(const nlohmann::json& json, const std::filesystem::path& file, ModelConfig& config);
-  FamilyNames (*names)(const ModelConfig& config);
+  FamilyNames (*names)();
 };
 
 const std::vector<Family>& families();
@@ -40,6 +41,10 @@ const Family& family_of(const ModelConfig& config);
 
 // The families.
 extern const Family llama_family;
+extern const Family mistral_family;
+extern const Family qwen2_family;
+extern const Family qwen3_family;
 extern const Family gpt2_family;
+extern const Family gpt_neox_family;
 
 }  // namespace fedpdpo

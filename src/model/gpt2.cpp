@@ -2,6 +2,7 @@
 // Source: transformers' GPT2Config and modeling_gpt2.
 #include <nlohmann/json.hpp>
 
+#include "config_fields.hpp"
 #include "family.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/io/json.hpp"
@@ -23,14 +24,7 @@ void read_gpt2(const nlohmann::json& json, const std::filesystem::path& file, Mo
   c.position = PositionKind::learned;
   c.rotary_dim = 0;
   c.gated_mlp = false;
-  std::string activation = json_optional<std::string>(json, "activation_function", file).value_or("gelu_new");
-  if (activation == "gelu_new" || activation == "gelu_pytorch_tanh" || activation == "gelu_fast") {
-    c.activation = Activation::gelu_tanh;
-  } else if (activation == "gelu") {
-    c.activation = Activation::gelu_erf;
-  } else {
-    throw InputError(file.string(), "activation_function", "\"gelu_new\" or \"gelu\"", activation);
-  }
+  c.activation = read_gelu(json, "activation_function", "gelu_new", file);
   if (json_optional<bool>(json, "scale_attn_by_inverse_layer_idx", file).value_or(false))
     throw InputError(file.string(), "scale_attn_by_inverse_layer_idx", "false", "true");
   if (!json_optional<bool>(json, "scale_attn_weights", file).value_or(true))
@@ -46,7 +40,7 @@ void read_gpt2(const nlohmann::json& json, const std::filesystem::path& file, Mo
              {Block::down, "mlp.c_proj", 0, d}};
 }
 
-FamilyNames gpt2_names(const ModelConfig& c) {
+FamilyNames gpt2_names() {
   FamilyNames n;
   n.prefix = "transformer.";
   n.layers = "h.";
@@ -56,8 +50,7 @@ FamilyNames gpt2_names(const ModelConfig& c) {
   n.head = "lm_head";
   n.attention_norm = "ln_1";
   n.mlp_norm = "ln_2";
-  for (const LinearSite& site : c.sites)
-    n.blocks[static_cast<std::size_t>(site.block)].push_back({site.module, site.end - site.begin, true});
+  n.linear_storage = LinearStorage::in_out;
   return n;
 }
 

@@ -69,8 +69,8 @@ std::string_view group_name(Group group) {
   return "?";
 }
 
-int ParameterLayout::add(std::string name, Group group, std::int64_t rows, std::int64_t cols) {
-  parameters_.push_back({std::move(name), group, rows, cols, size_});
+int ParameterLayout::add(std::string name, Group group, std::int64_t rows, std::int64_t cols, int site) {
+  parameters_.push_back({std::move(name), group, rows, cols, size_, site});
   size_ += parameters_.back().size();
   return static_cast<int>(parameters_.size()) - 1;
 }
@@ -106,7 +106,8 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
         const std::int64_t width = config.block_shape(block)[1];
         auto& sites = sites_[static_cast<std::size_t>(layer * num_blocks + b)];
         std::size_t index = 0;
-        for (const LinearSite& site : config.sites) {
+        for (int s = 0; s < static_cast<int>(config.sites.size()); ++s) {
+          const LinearSite& site = config.sites[static_cast<std::size_t>(s)];
           if (site.block != block || !is_target(site, targets)) continue;
           if (index == sites.size())
             sites.push_back({.begin = site.begin,
@@ -114,12 +115,12 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
                              .u_begin = static_cast<std::int32_t>(index) * options.lora_rank});
           std::string name = fmt::format("{}{}.{}.", config.layer_prefix, layer, site.module);
           const std::int64_t outputs = site.end - site.begin;
-          if (group == Group::lora_a) sites[index].a = add(name + "lora_A.weight", group, r, width);
-          if (group == Group::lora_b) sites[index].b = add(name + "lora_B.weight", group, outputs, r);
+          if (group == Group::lora_a) sites[index].a = add(name + "lora_A.weight", group, r, width, s);
+          if (group == Group::lora_b) sites[index].b = add(name + "lora_B.weight", group, outputs, r, s);
           if (group == Group::personal_a)
-            sites[index].personal_a = add(name + "lora_A.personal.weight", group, r, width);
+            sites[index].personal_a = add(name + "lora_A.personal.weight", group, r, width, s);
           if (group == Group::personal_b)
-            sites[index].personal_b = add(name + "lora_B.personal.weight", group, outputs, r);
+            sites[index].personal_b = add(name + "lora_B.personal.weight", group, outputs, r, s);
           ++index;
         }
       }

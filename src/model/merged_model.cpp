@@ -144,7 +144,7 @@ class Merger {
     const double scale = layout_.options().lora_alpha / static_cast<double>(change.rank);
     return changed(
         tensor, rows, cols, stores_transposed(config_),
-        [&](std::int64_t row) { return module_row(config_, *change.site, row); },
+        [&](std::int64_t row) { return config_.checkpoint_row(*change.site, row); },
         [&](std::int64_t i, std::vector<double>& row) {
           if (!change.residual.empty())
             for (std::size_t k = 0; k < row.size(); ++k)

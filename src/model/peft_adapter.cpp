@@ -82,7 +82,7 @@ std::vector<float> rows_of_module(const ModelConfig& config, const LinearSite& s
                                   std::int64_t rank) {
   std::vector<float> rows(b.size());
   for (std::int64_t row = 0; row < site.end - site.begin; ++row)
-    std::copy_n(b.begin() + row * rank, rank, rows.begin() + module_row(config, site, row) * rank);
+    std::copy_n(b.begin() + row * rank, rank, rows.begin() + config.checkpoint_row(site, row) * rank);
   return rows;
 }
 

@@ -175,7 +175,7 @@ class Reader {
         put(layout.find(module + ".lora_A.weight"), *found->second.a, 1, same);
         put(layout.find(module + ".lora_B.weight"), *found->second.b,
             scale == common_scale() ? 1 : scale / common_scale(),
-            [&](std::int64_t row) { return module_row(config_, site, row); });
+            [&](std::int64_t row) { return config_.checkpoint_row(site, row); });
       }
     }
     if (saved_head_) put(layout.head_weight, *saved_head_, 1, same);

@@ -51,6 +51,7 @@ Weights random_weights(Backend& backend, const ModelConfig& config, DType dtype,
     fill(l.mlp_norm, 1, 0.1);
     if (l.attention_norm_bias.cols > 0) fill(l.attention_norm_bias, 0, 0.1);
     if (l.mlp_norm_bias.cols > 0) fill(l.mlp_norm_bias, 0, 0.1);
+    if (l.head_norm.cols > 0) fill(l.head_norm, 1, 0.1);
     for (std::size_t b = 0; b < num_blocks; ++b) {
       matrix(l.weight[b]);
       if (l.bias[b].cols > 0) fill(l.bias[b], 0, 0.1);

@@ -12,21 +12,16 @@ std::string module_name(const ModelConfig& config, std::int64_t layer, const Lin
 }
 
 bool stores_transposed(const ModelConfig& config) {
-  for (const auto& block : family_of(config).names(config).blocks)
-    for (const SourceTensor& source : block)
-      if (source.transposed) return true;
-  return false;
+  return family_of(config).names().linear_storage == LinearStorage::in_out;
 }
 
-std::int64_t module_row(const ModelConfig&, const LinearSite&, std::int64_t row) { return row; }
-
-std::string head_module(const ModelConfig& config) { return family_of(config).names(config).head; }
+std::string head_module(const ModelConfig& config) { return family_of(config).names().head; }
 
 std::string embedding_weight(const ModelConfig& config) {
-  const FamilyNames names = family_of(config).names(config);
+  const FamilyNames names = family_of(config).names();
   return names.prefix + names.embedding + ".weight";
 }
 
-std::string backbone_prefix(const ModelConfig& config) { return family_of(config).names(config).prefix; }
+std::string backbone_prefix(const ModelConfig& config) { return family_of(config).names().prefix; }
 
 }  // namespace fedpdpo

@@ -1,5 +1,5 @@
-// LoRA sites as transformers and PEFT know them: the module's name, how its weight is stored, and which of its rows a
-// site's rows are.
+// LoRA sites as transformers and PEFT know them: the module's name and how its weight is stored (in which order its
+// rows are, ModelConfig::checkpoint_row says).
 #pragma once
 
 #include <string>
@@ -13,9 +13,6 @@ std::string module_name(const ModelConfig& config, std::int64_t layer, const Lin
 /// True where the family's linear modules keep their weights as (in, out), as GPT-2's Conv1D does (PEFT's
 /// fan_in_fan_out).
 bool stores_transposed(const ModelConfig& config);
-/// Output of the module that row `row` of the site is. They differ where a family's fused rows are put in another order
-/// when they are loaded.
-std::int64_t module_row(const ModelConfig& config, const LinearSite& site, std::int64_t row);
 
 /// Name of the module that makes logits, in PEFT and in checkpoints.
 std::string head_module(const ModelConfig& config);

@@ -54,6 +54,7 @@ Weights carve(const ModelConfig& c, DType dtype, Carver& carver) {
     if (layer_norm) l.attention_norm_bias = carver.take(1, d, DType::f32);
     l.mlp_norm = carver.take(1, d, DType::f32);
     if (layer_norm) l.mlp_norm_bias = carver.take(1, d, DType::f32);
+    if (c.head_norm) l.head_norm = carver.take(1, c.query_key_width(), DType::f32);
     for (int b = 0; b < num_blocks; ++b) {
       auto [rows, cols] = c.block_shape(static_cast<Block>(b));
       l.weight[static_cast<std::size_t>(b)] = carver.take(rows, cols, dtype);
@@ -81,8 +82,7 @@ void store(ConstView target, std::size_t index, float value) {
 
 class Loader {
  public:
-  explicit Loader(const ModelFolder& folder)
-      : folder_(folder), names_(family_of(folder.config()).names(folder.config())) {
+  explicit Loader(const ModelFolder& folder) : folder_(folder), names_(family_of(folder.config()).names()) {
     // Checkpoints of the bare model (GPT-2's first ones) leave the prefix out.
     prefix_ = folder.contains(names_.prefix + names_.embedding + ".weight") ? names_.prefix : "";
   }
@@ -90,36 +90,54 @@ class Loader {
   const FamilyNames& names() const { return names_; }
   std::string layer(std::int64_t index) const { return fmt::format("{}{}.", names_.layers, index); }
 
-  void copy(const std::string& name, ConstView target, std::int64_t row_begin, std::int64_t rows, bool transposed,
-            bool vector = false, bool with_prefix = true) const {
-    const std::string full = (with_prefix ? prefix_ : "") + name;
-    const StoredTensor& tensor = folder_.tensor(full);
-    std::vector<std::int64_t> shape = transposed ? std::vector{target.cols, rows} : std::vector{rows, target.cols};
-    if (vector) shape = {target.cols};
-    if (tensor.shape != shape)
-      throw InputError(folder_.file_of(full).string(), full, fmt::format("shape [{}]", fmt::join(shape, ", ")),
-                       fmt::format("[{}]", fmt::join(tensor.shape, ", ")));
-    if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
-      throw InputError(folder_.file_of(full).string(), full, "dtype F32, BF16 or F16", stored_type_name(tensor.type));
-    const StoredFloats source{tensor.bytes.data(), tensor.type};
-    const auto cols = static_cast<std::size_t>(target.cols);
-    const auto first = static_cast<std::size_t>(row_begin) * cols;
-    const auto count = static_cast<std::size_t>(vector ? 1 : rows);
-    if (!transposed) {
-      for (std::size_t i = 0; i < count * cols; ++i) store(target, first + i, source[i]);
-    } else {
-      for (std::size_t r = 0; r < count; ++r)
-        for (std::size_t k = 0; k < cols; ++k) store(target, first + r * cols + k, source[k * count + r]);
-    }
+  enum class Prefix : std::uint8_t { with, without };
+
+  void copy(const std::string& name, ConstView target, Prefix prefix = Prefix::with) const {
+    const StoredFloats source = find((prefix == Prefix::with ? prefix_ : "") + name, {target.rows, target.cols});
+    for (std::size_t i = 0; i < static_cast<std::size_t>(target.size()); ++i) store(target, i, source[i]);
   }
 
-  void copy_vector(const std::string& name, ConstView target, std::int64_t begin = 0, std::int64_t size = -1) const {
-    ConstView part = target;
-    if (size >= 0) part = ConstView{target.f32() + begin, 1, size, size, DType::f32};
-    copy(name, part, 0, 1, false, true);
+  /// target (1, n) is the stored vector, as often as it fits.
+  void copy_vector(const std::string& name, ConstView target, std::int64_t size) const {
+    const StoredFloats source = find(prefix_ + name, {size});
+    for (std::int64_t i = 0; i < target.cols; ++i)
+      store(target, static_cast<std::size_t>(i), source[static_cast<std::size_t>(i % size)]);
+  }
+  void copy_vector(const std::string& name, ConstView target) const { copy_vector(name, target, target.cols); }
+
+  /// The site's rows of its block.
+  void copy_site(const std::string& layer, const LinearSite& site, const LayerWeights& l) const {
+    const ModelConfig& c = folder_.config();
+    const ConstView weight = l.weight[static_cast<std::size_t>(site.block)];
+    const ConstView bias = l.bias[static_cast<std::size_t>(site.block)];
+    const bool transposed = names_.linear_storage == LinearStorage::in_out;
+    const std::int64_t rows = site.end - site.begin, cols = weight.cols;
+    const StoredFloats source =
+        find(prefix_ + layer + site.module + ".weight", transposed ? std::vector{cols, rows} : std::vector{rows, cols});
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t from = c.checkpoint_row(site, r), first = (site.begin + r) * cols;
+      for (std::int64_t k = 0; k < cols; ++k)
+        store(weight, static_cast<std::size_t>(first + k),
+              source[static_cast<std::size_t>(transposed ? k * rows + from : from * cols + k)]);
+    }
+    if (bias.cols == 0) return;
+    const StoredFloats biases = find(prefix_ + layer + site.module + ".bias", {rows});
+    for (std::int64_t r = 0; r < rows; ++r)
+      store(bias, static_cast<std::size_t>(site.begin + r),
+            biases[static_cast<std::size_t>(c.checkpoint_row(site, r))]);
   }
 
  private:
+  StoredFloats find(const std::string& name, const std::vector<std::int64_t>& shape) const {
+    const StoredTensor& tensor = folder_.tensor(name);
+    if (tensor.shape != shape)
+      throw InputError(folder_.file_of(name).string(), name, fmt::format("shape [{}]", fmt::join(shape, ", ")),
+                       fmt::format("[{}]", fmt::join(tensor.shape, ", ")));
+    if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
+      throw InputError(folder_.file_of(name).string(), name, "dtype F32, BF16 or F16", stored_type_name(tensor.type));
+    return {tensor.bytes.data(), tensor.type};
+  }
+
   const ModelFolder& folder_;
   FamilyNames names_;
   std::string prefix_;
@@ -217,9 +235,8 @@ void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory) {
   const Weights w = view_weights(c, dtype, memory);
   const Loader loader(folder);
   const FamilyNames& names = loader.names();
-  loader.copy(names.embedding + ".weight", w.embedding, 0, c.vocab_size, false);
-  if (w.position_embedding.rows > 0)
-    loader.copy(names.position_embedding + ".weight", w.position_embedding, 0, c.max_positions, false);
+  loader.copy(names.embedding + ".weight", w.embedding);
+  if (w.position_embedding.rows > 0) loader.copy(names.position_embedding + ".weight", w.position_embedding);
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
     const LayerWeights& l = w.layers[static_cast<std::size_t>(i)];
     const std::string prefix = loader.layer(i);
@@ -229,18 +246,17 @@ void load_weights(const ModelFolder& folder, DType dtype, std::byte* memory) {
       loader.copy_vector(prefix + names.attention_norm + ".bias", l.attention_norm_bias);
       loader.copy_vector(prefix + names.mlp_norm + ".bias", l.mlp_norm_bias);
     }
-    for (std::size_t b = 0; b < num_blocks; ++b) {
-      std::int64_t row = 0;
-      for (const SourceTensor& source : names.blocks[b]) {
-        loader.copy(prefix + source.name + ".weight", l.weight[b], row, source.rows, source.transposed);
-        if (l.bias[b].cols > 0) loader.copy_vector(prefix + source.name + ".bias", l.bias[b], row, source.rows);
-        row += source.rows;
-      }
+    if (c.head_norm) {
+      const std::int64_t queries = c.num_heads * c.head_dim;
+      loader.copy_vector(prefix + names.query_norm + ".weight", l.head_norm.columns(0, queries), c.head_dim);
+      loader.copy_vector(prefix + names.key_norm + ".weight", l.head_norm.columns(queries, l.head_norm.cols),
+                         c.head_dim);
     }
+    for (const LinearSite& site : c.sites) loader.copy_site(prefix, site, l);
   }
   loader.copy_vector(names.final_norm + ".weight", w.final_norm);
   if (c.norm == NormKind::layer) loader.copy_vector(names.final_norm + ".bias", w.final_norm_bias);
-  if (!c.tied_head) loader.copy(names.head + ".weight", w.head, 0, c.vocab_size, false, false, false);
+  if (!c.tied_head) loader.copy(names.head + ".weight", w.head, Loader::Prefix::without);
   if (w.cos.rows > 0) {
     const RotaryTables tables = rotary_tables(c);
     std::memcpy(const_cast<void*>(w.cos.data), tables.cos.data(), tables.cos.size() * sizeof(float));

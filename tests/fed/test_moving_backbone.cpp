@@ -187,8 +187,7 @@ TEST_P(Backbones, MovedByAProductIsTheModelWithLora) {
   EXPECT_EQ(std::memcmp(before.data(), model.memory.get(), bytes), 0) << "W0 was written";
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Backbones, testing::Values("tiny_llama", "tiny_llama_tied", "tiny_gpt2"),
-                         [](const auto& i) { return i.param; });
+INSTANTIATE_TEST_SUITE_P(Models, Backbones, testing::ValuesIn(golden_models), [](const auto& i) { return i.param; });
 
 /// Layers below the first with LoRA stay, and so do matrices that are no target.
 TEST(MovedBackbone, OnlySitesMove) {

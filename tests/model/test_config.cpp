@@ -132,16 +132,19 @@ INSTANTIATE_TEST_SUITE_P(
     Lines, BadConfigs,
     testing::Values(
         BadConfig{"unknown_architecture", "tiny_llama",
-                  "architectures: expected one of LlamaForCausalLM, GPT2LMHeadModel, found BertForMaskedLM",
+                  "architectures: expected one of LlamaForCausalLM, MistralForCausalLM, "
+                  "Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, GPTNeoXForCausalLM, found BertForMaskedLM",
                   set("architectures", {"BertForMaskedLM"})},
         BadConfig{"unknown_model_type", "tiny_llama",
-                  "architectures: expected one of LlamaForCausalLM, GPT2LMHeadModel, found model_type bert",
+                  "architectures: expected one of LlamaForCausalLM, MistralForCausalLM, "
+                  "Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, GPTNeoXForCausalLM, found model_type bert",
                   [](nlohmann::json& j) {
                     j.erase("architectures");
                     j["model_type"] = "bert";
                   }},
         BadConfig{"neither", "tiny_llama",
-                  "architectures: expected one of LlamaForCausalLM, GPT2LMHeadModel, found none",
+                  "architectures: expected one of LlamaForCausalLM, MistralForCausalLM, "
+                  "Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, GPTNeoXForCausalLM, found none",
                   [](nlohmann::json& j) {
                     j.erase("architectures");
                     j.erase("model_type");
@@ -175,7 +178,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadConfig{"rope", "tiny_llama_tied", "rope_scaling.rope_type: expected \"default\" or \"llama3\", found yarn",
                   [](nlohmann::json& j) { j["rope_scaling"]["rope_type"] = "yarn"; }},
         BadConfig{"rope_parameters", "tiny_llama",
-                  "rope_scaling.rope_type: expected \"default\" or \"llama3\", found linear",
+                  "rope_parameters.rope_type: expected \"default\" or \"llama3\", found linear",
                   [](nlohmann::json& j) { j["rope_parameters"]["rope_type"] = "linear"; }},
         BadConfig{"rope_field", "tiny_llama_tied", "low_freq_factor: expected a number, found nothing",
                   [](nlohmann::json& j) { j["rope_scaling"].erase("low_freq_factor"); }},
@@ -197,12 +200,18 @@ TEST(Config, MissingOrBrokenFile) {
 TEST(NamedShapes, AreThoseModels) {
   for (const std::string& name : named_shapes()) {
     const ModelConfig c = named_shape(name);
-    EXPECT_EQ(c.family, "llama");
+    EXPECT_EQ(c.family, name.starts_with("qwen") ? "qwen2" : name.starts_with("pythia") ? "gpt_neox" : "llama");
     EXPECT_EQ(c.num_heads * c.head_dim, c.hidden_size) << name;
   }
   const ModelConfig smol = named_shape("smollm2-135m");
   // 30 layers of 3 538 944 parameters and 49152 x 576 in the (tied) embedding: 134.5 million, but for the norms.
   EXPECT_EQ(smol.layer_parameters() + smol.vocab_size * smol.hidden_size, 134'479'872);
+  // 24 layers of 14 909 440 and 151936 x 896: 493.96 million; 12 layers of 7 077 888.
+  const ModelConfig qwen = named_shape("qwen2.5-0.5b");
+  EXPECT_EQ(qwen.layer_parameters() + qwen.vocab_size * qwen.hidden_size, 493'961'216);
+  EXPECT_TRUE(qwen.tied_head && qwen.attention_bias);
+  EXPECT_EQ(named_shape("pythia-160m").layer_parameters(), 84'934'656);
+  EXPECT_EQ(named_shape("pythia-160m").rotary_dim, 16);
   EXPECT_INPUT_ERROR(named_shape("smollm3"), "--shape: expected one of smollm2-135m, smollm2-360m");
 }
 

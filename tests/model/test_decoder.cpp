@@ -7,6 +7,7 @@
 #include "fedpdpo/core/random.hpp"
 #include "fedpdpo/model/decoder.hpp"
 #include "model_kit.hpp"
+#include "support/golden.hpp"
 
 namespace fedpdpo::test {
 namespace {
@@ -193,14 +194,29 @@ TEST_P(Decoders, BufferBytesGrowWithWhatIsKept) {
   EXPECT_EQ(full.buffer_bytes(200, Pass::train), 2 * full.buffer_bytes(100, Pass::train));
 }
 
+/// What a plan counts on is what a pass takes, but for tokens and positions.
+TEST_P(Decoders, BufferBytesAreThoseThatAreAllocated) {
+  const Batch batch({6, 3}, 5);
+  const std::size_t indices = 2 * sizeof(std::int32_t) * static_cast<std::size_t>(batch.rows());
+  for (const int first_layer : {0, 1}) {
+    const ParameterLayout l = layout(first_layer);
+    const std::vector<float> values = random_values(l.size(), 0.1, 1);
+    for (const Pass pass : {Pass::evaluate, Pass::train}) {
+      Decoder d = decoder(l);
+      const std::size_t before = model.backend->allocated().now;
+      d.forward(batch.view(), {values.data(), 0}, pass);
+      EXPECT_EQ(model.backend->allocated().now - before, d.buffer_bytes(batch.rows(), pass) + indices);
+    }
+  }
+}
+
 TEST_P(Decoders, RefuseABatchWithoutRows) {
   const ParameterLayout l = layout();
   Decoder d = decoder(l);
   EXPECT_CONTRACT_VIOLATION(evaluate(d, Batch({}, 1), {}), "a batch without rows");
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Decoders, testing::Values("tiny_llama", "tiny_llama_tied", "tiny_gpt2"),
-                         [](const auto& i) { return i.param; });
+INSTANTIATE_TEST_SUITE_P(Models, Decoders, testing::ValuesIn(golden_models), [](const auto& i) { return i.param; });
 
 }  // namespace
 }  // namespace fedpdpo::test

@@ -8,6 +8,7 @@
 #include "fedpdpo/core/random.hpp"
 #include "fedpdpo/model/decoder.hpp"
 #include "model_kit.hpp"
+#include "support/golden.hpp"
 
 namespace fedpdpo::test {
 namespace {
@@ -276,7 +277,7 @@ TEST_P(LoraWeighting, TwoLorasAreOneOfTwiceTheRank) {
   EXPECT_CONTRACT_VIOLATION(gradient(both, values, 0, 10, {row_view(shared), row_view(personal)}), "for evaluation");
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, LoraWeighting, testing::Values("tiny_llama", "tiny_llama_tied", "tiny_gpt2"),
+INSTANTIATE_TEST_SUITE_P(Models, LoraWeighting, testing::ValuesIn(golden_models),
                          [](const auto& i) { return i.param; });
 
 TEST(GroupName, EveryGroupHasItsOwn) {

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("FEDPDPO_BIN", ROOT / "build" / "fedpdpo"))
 GOLDEN = ROOT / "tests" / "golden"
 LLAMA, GPT2 = GOLDEN / "tiny_llama", GOLDEN / "tiny_gpt2"
+MISTRAL, QWEN2, QWEN3, GPT_NEOX = (GOLDEN / f"tiny_{family}" for family in ("mistral", "qwen2", "qwen3", "gpt_neox"))
 VOCABULARY, POSITIONS = 96, 128
 GOOD, BAD = range(10, 22), range(60, 72)
 PARTS = ("prompt", "chosen", "rejected")

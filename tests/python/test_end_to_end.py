@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from run_support import (GPT2, LLAMA, Workspace, analysis, assert_same, differences, metrics,
+from run_support import (GPT2, GPT_NEOX, LLAMA, QWEN3, Workspace, analysis, assert_same, differences, metrics,
                          needs_program, random_pairs, read, write_pairs)
 
 pytestmark = needs_program
@@ -38,7 +38,7 @@ def accuracy(margin: np.ndarray) -> float:
     return float(((margin > 0) + 0.5 * (margin == 0)).mean())
 
 
-@pytest.mark.parametrize("model", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("model", [LLAMA, GPT2, QWEN3, GPT_NEOX], ids=lambda model: model.name)
 def test_at_the_start_the_policy_is_the_reference(space: Workspace, model: Path) -> None:
     path = space.run(f"start-{model.name}", model=model, method="fedpdpo", rounds=0)
     for name in ("margin", "margin_implicit", "margin_explicit"):

@@ -10,14 +10,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from run_support import (GPT2, LLAMA, Workspace, checkpoints, manifest, needs_program, random_pairs, read,
-                         tokenizer_hash, write_pairs)
+from run_support import (GPT2, GPT_NEOX, LLAMA, MISTRAL, Workspace, checkpoints, manifest, needs_program,
+                         random_pairs, read, tokenizer_hash, write_pairs)
 
 pytestmark = needs_program
 
 # (out, in) of the linear layers of a layer of tiny_llama; the two models have two layers of width 32.
 LLAMA_LINEARS = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)]
 GPT2_LINEARS = [(96, 32), (32, 32), (128, 32), (32, 128)]
+GPT_NEOX_LINEARS = [(96, 32), (32, 32), (48, 32), (32, 48)]
 
 
 def lora_size(linears: list[tuple[int, int]], rank: int, layers: int = 2) -> int:
@@ -30,7 +31,9 @@ def number(pattern: str, text: str) -> float:
     return float(found.group(1))
 
 
-@pytest.mark.parametrize(("model", "linears"), [(LLAMA, LLAMA_LINEARS), (GPT2, GPT2_LINEARS)], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(("model", "linears"),
+                         [(LLAMA, LLAMA_LINEARS), (GPT2, GPT2_LINEARS), (GPT_NEOX, GPT_NEOX_LINEARS)],
+                         ids=["llama", "gpt2", "gpt_neox"])
 def test_plan_and_run_agree_on_bytes(space: Workspace, model: Path,
                                       linears: list[tuple[int, int]]) -> None:
     shared = lora_size(linears, 4)
@@ -93,7 +96,7 @@ def test_partition_prints_what_a_run_records(space: Workspace) -> None:
 def test_inspect_describes_what_it_is_given(space: Workspace) -> None:
     path = space.run("inspected", checkpoint_every=1)
     newest = checkpoints(space.folder / "inspected.ckpt")[-1]
-    outcome = space.call("inspect", path, space.pairs, LLAMA, GPT2, newest)
+    outcome = space.call("inspect", path, space.pairs, LLAMA, GPT2, MISTRAL, newest)
     assert outcome.code == 0, outcome.err
     text = outcome.out
     accuracy = read(path, "rounds/test/after/accuracy")
@@ -103,6 +106,7 @@ def test_inspect_describes_what_it_is_given(space: Workspace) -> None:
     assert f"tokenizer tiny ({tokenizer_hash()[:12]})" in text and "(synthetic)" in text
     assert "family llama" in text and "family gpt2" in text and f"tokenizer sha256 {tokenizer_hash()}" in text
     assert "2 layers, hidden 32, heads 4 on 2 key-value heads of 8, intermediate 48, vocabulary 96" in text
+    assert "family mistral" in text and "sliding window of 64 tokens" in text
     assert "option.lr-shared = 0.01" in text and "group-00000.safetensors" in text
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from run_support import LLAMA, Outcome, Workspace, needs_program, random_pairs, write_pairs
+from run_support import LLAMA, MISTRAL, Outcome, Workspace, needs_program, random_pairs, write_pairs
 
 pytestmark = needs_program
 
@@ -139,6 +139,13 @@ def test_bad_models(space: Workspace, case: str) -> None:
     mutate(model)
     line = refuse(space, *parts, model=model)
     assert str(space.folder) in line
+
+
+def test_pairs_that_are_longer_than_the_models_attention(space: Workspace) -> None:
+    model = shutil.copytree(MISTRAL, space.folder / "model", ignore=shutil.ignore_patterns("golden.*"))
+    in_config(sliding_window=63)(model)
+    refuse(space, r"pairs\.h5: max_length: expected at most the 63 tokens of the model's sliding_window", "found 64",
+           model=model)
 
 
 def test_a_model_folder_that_is_missing(space: Workspace) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_support import (GPT2, Workspace, assert_same, contents, differences, needs_program, random_pairs, read,
-                         write_pairs)
+from run_support import (GPT2, GPT_NEOX, MISTRAL, QWEN2, QWEN3, Workspace, assert_same, contents, differences,
+                         needs_program, random_pairs, read, write_pairs)
 
 pytestmark = needs_program
 
@@ -44,6 +45,17 @@ def test_any_number_of_ranks_gives_the_same_file(space: Workspace, request: pyte
     loss = read(runs[0], "rounds/test/after/loss")
     assert math.isfinite(loss[-1]) and loss[-1] != loss[0]
     assert read(runs[0], "final/test/margin").size == read(runs[0], "partition/test/pair").size > 0
+
+
+@pytest.mark.parametrize("model", [MISTRAL, QWEN2, QWEN3, GPT_NEOX], ids=lambda model: model.name)
+def test_every_family_runs_the_same_on_one_rank_and_on_two(space: Workspace, model: Path) -> None:
+    """Mistral's window is as long as the pairs may be, 64 tokens."""
+    runs = [space.run(f"{model.name}-{ranks}", ranks=ranks, model=model,
+                      reference_cache=space.folder / f"cache-{ranks}", **PERSONAL) for ranks in (1, 2)]
+    assert_same(*runs)
+    loss = read(runs[0], "rounds/test/after/loss")
+    assert math.isfinite(loss[-1]) and loss[-1] != loss[0]
+    assert np.abs(read(runs[0], "final/test/margin")).max() > 1e-3
 
 
 @pytest.mark.parametrize("groups", ["domain", "all"])

@@ -1,8 +1,10 @@
-// Where tests/golden is.
+// Where tests/golden is, and its models.
 #pragma once
 
 #include <cstdlib>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 namespace fedpdpo::test {
 
@@ -12,5 +14,10 @@ inline std::filesystem::path golden_folder() {
   const char* moved = std::getenv("FEDPDPO_SOURCE_DIR");
   return std::filesystem::path(moved != nullptr ? moved : FEDPDPO_SOURCE_DIR) / "tests" / "golden";
 }
+
+/// Tiny models of all families.
+inline const std::vector<std::string> golden_models{
+    "tiny_llama", "tiny_llama_tied", "tiny_gpt2",     "tiny_mistral",
+    "tiny_qwen2", "tiny_qwen3",      "tiny_gpt_neox", "tiny_gpt_neox_sequential"};
 
 }  // namespace fedpdpo::test

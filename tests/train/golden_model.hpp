@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -81,10 +82,24 @@ struct GoldenModel {
     return o;
   }
 
+  /// A parameter's numbers under golden.safetensors' `prefix`, the rows of LoRA's B in the layout's order.
+  template <class T>
+  std::vector<T> read(const std::string& prefix, const Parameter& p) const {
+    const std::span<const T> stored = golden.read<T>(prefix + p.name);
+    if (p.group != Group::lora_b || stored.size() != p.size()) return {stored.begin(), stored.end()};
+    const ModelConfig& config = folder.config();
+    std::vector<T> values(stored.size());
+    for (std::int64_t row = 0; row < p.rows; ++row)
+      std::copy_n(
+          stored.begin() + config.checkpoint_row(config.sites.at(static_cast<std::size_t>(p.site)), row) * p.cols,
+          p.cols, values.begin() + row * p.cols);
+    return values;
+  }
+
   /// Fills a slot's values from the golden parameters.
   void fill(const ParameterLayout& layout, std::span<float> values) const {
     for (const Parameter& p : layout.parameters()) {
-      const auto source = golden.read<float>("param/" + p.name);
+      const auto source = read<float>("param/", p);
       ASSERT_EQ(source.size(), p.size()) << p.name;
       std::copy(source.begin(), source.end(), values.begin() + static_cast<std::ptrdiff_t>(p.offset));
     }

@@ -178,7 +178,7 @@ struct StartCase {
 
 std::vector<StartCase> start_cases() {
   std::vector<StartCase> cases;
-  for (const char* model : {"tiny_llama", "tiny_llama_tied", "tiny_gpt2"}) {
+  for (const std::string& model : golden_models) {
     AdapterOptions lora, full = full_adapter(), lowrank = full_adapter();
     lowrank.head = HeadKind::lowrank;
     lowrank.bottleneck_kind = BottleneckKind::gated;

@@ -2,6 +2,7 @@
 // once for all families and backends. Weights are frozen: there are gradients of activations and of LoRA, nothing else.
 //
 //   h = norm(x_L),  x_{l+1} = x_l + attention(norm(x_l)) + mlp(norm(...)),  y = W0 x + s B (A x) at every LoRA site
+//   with x_l (parallel residual) or x_l + attention(norm(x_l)) (sequential) in the MLP's norm
 //
 // Layers below the lowest LoRA site have no backward pass and keep no activations. The residual stream and its gradient
 // are f32; what lies between norms and linear maps is bf16 where the weights are and the backend takes it.
@@ -95,6 +96,7 @@ class Decoder {
  private:
   struct LayerBuffers {
     Tensor qkv, attention, lse, middle, up;   // (T, qkv), (T, H hd), (T, H) f32, (T, d) f32, (T, up)
+    Tensor head_norm_input;                   // (T, (H + H_kv) hd), where heads are normed: kept in training alone
     std::array<Tensor, num_blocks> low_rank;  // (T, sites * r) f32: A x of the block's sites
   };
   void reserve(std::int64_t rows, Pass pass);

@@ -30,6 +30,7 @@ struct Parameter {
   Group group = Group::lora_a;
   std::int64_t rows = 0, cols = 0;
   std::size_t offset = 0;
+  int site = -1;  ///< of LoRA: index of its module in ModelConfig::sites (whose checkpoint_row orders the rows of B)
 
   std::size_t size() const { return static_cast<std::size_t>(rows * cols); }
 };
@@ -102,7 +103,7 @@ class ParameterLayout {
   void truncate_rank(int rank, std::span<float> values) const;
 
  private:
-  int add(std::string name, Group group, std::int64_t rows, std::int64_t cols);
+  int add(std::string name, Group group, std::int64_t rows, std::int64_t cols, int site = -1);
   void draw_lora(std::uint64_t seed, int round, const Parameter& p, std::span<float> part) const;
 
   AdapterOptions options_;

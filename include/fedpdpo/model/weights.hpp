@@ -48,6 +48,7 @@ class ModelFolder {
 struct LayerWeights {
   ConstView attention_norm, attention_norm_bias;  // (1, d)
   ConstView mlp_norm, mlp_norm_bias;              // (1, d)
+  ConstView head_norm;                            // (1, (H + H_kv) head_dim): q's and k's for each head, or empty
   std::array<ConstView, num_blocks> weight;       // by Block: (N, K)
   std::array<ConstView, num_blocks> bias;         // (1, N), empty where there is none
 };
