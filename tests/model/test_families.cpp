@@ -145,7 +145,7 @@ TEST(GptNeox, OfTransformers4) {
   EXPECT_EQ(c.activation, Activation::gelu_erf);
   EXPECT_EQ(c.head_dim, 16);
   EXPECT_EQ(c.rotary_dim, 4);
-  EXPECT_EQ(c.rope_theta, 10000);
+  EXPECT_EQ(c.rope_theta, 5000);
   EXPECT_TRUE(c.attention_bias && c.output_bias && c.mlp_bias);
   EXPECT_FALSE(c.gated_mlp || c.tied_head);
 }

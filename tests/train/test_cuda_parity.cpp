@@ -173,6 +173,8 @@ TEST_F(CudaParity, GraphsGiveTheSameSteps) {
       one.dtype = dtype;
       one.adapter.lora_dropout = 0;
       for (const bool as_a_cohort : {false, true}) {
+        // An emulated device takes its time: other families once.
+        if (one.model != "tiny_llama" && (dtype == DType::f32 || !as_a_cohort)) continue;
         const std::optional<std::size_t> at_first = graph_launches();
         const Outcome without = run(one, *device_, as_a_cohort, 1024, Graphs::never, 5);
         EXPECT_EQ(graph_launches(), at_first);
