@@ -118,6 +118,24 @@ TEST_P(Rows, HeadNormBackward) {
   }
 }
 
+TEST_P(Rows, ARowOfANormHasTheSameBitsAlone) {
+  // Rows an odd number of columns apart, of which the first alone begins at 16 bytes.
+  const Matrix x = random(5, 512), w = random(1, 512), b = random(1, 512), d_y = random(5, 512);
+  const Buffer in = put(x, 0, 3), scale = put(w), shift = put(b), gradient = put(d_y, 0, 3);
+  const auto run = [&](std::int64_t rows, const Buffer& rms, const Buffer& layer, const Buffer& d_x) {
+    const auto first = [&](const Buffer& of) { return of.view.row_range(0, rows); };
+    backend_->rms_norm(first(in), scale.view, 1e-5f, first(rms));
+    backend_->layer_norm(first(in), scale.view, shift.view, 1e-5f, first(layer));
+    backend_->rms_norm_backward(first(in), scale.view, 1e-5f, first(gradient), first(d_x), Write::overwrite);
+  };
+  const Buffer together[] = {poisoned(5, 512, 0, 3), poisoned(5, 512, 0, 3), poisoned(5, 512, 0, 3)};
+  const Buffer alone[] = {poisoned(5, 512, 0, 3), poisoned(5, 512, 0, 3), poisoned(5, 512, 0, 3)};
+  run(5, together[0], together[1], together[2]);
+  run(1, alone[0], alone[1], alone[2]);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(rows_of(get(alone[i]), {0, 1, 0}).values, rows_of(get(together[i]), {0, 1, 0}).values) << i;
+}
+
 TEST_P(Rows, NormsWorkInPlace) {
   const Matrix x = random(5, 70), w = random(1, 70), b = random(1, 70);
   Buffer y = put(x, 1, 1);

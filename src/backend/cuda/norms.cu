@@ -152,6 +152,12 @@ __global__ void head_norm_backward_kernel(X x, const float* weight, float eps, X
                                Write::overwrite, blockIdx.x / num_heads, head_dim);
 }
 
+/// Whether a row is taken by packs, and so in which order it is summed: by strides alone, also of a single row.
+template <class... Views>
+bool rows_in_packs(Views... views) {
+  return all_in_packs(views...) && ((views.stride % kPack == 0) && ...);
+}
+
 dim3 rows_of(ConstView x) { return dim3(static_cast<unsigned>(x.rows)); }
 /// Whole warps, a pack or a few a thread.
 dim3 threads_for(std::int64_t cols, bool packed) {
@@ -164,7 +170,7 @@ Elements<float> stream_of(View x) { return {x.f32(), x.stride}; }
 
 template <Norm kNorm>
 void norm(cudaStream_t stream, const char* operation, ConstView x, ConstView w, ConstView b, float eps, View y) {
-  const bool packed = all_in_packs(x, y);
+  const bool packed = rows_in_packs(x, y);
   typed(y, [&]<class Y>(Y out) {
     launch(stream, operation, rows_of(x), threads_for(x.cols, packed),
            packed ? norm_kernel<kNorm, kPack, Y> : norm_kernel<kNorm, 1, Y>, stream_of(x), w.f32(), b.f32(), eps, out,
@@ -175,7 +181,7 @@ void norm(cudaStream_t stream, const char* operation, ConstView x, ConstView w, 
 template <Norm kNorm>
 void norm_backward(cudaStream_t stream, const char* operation, ConstView x, ConstView w, float eps, ConstView d_y,
                    View d_x, Write mode) {
-  const bool packed = all_in_packs(x, d_y, d_x);
+  const bool packed = rows_in_packs(x, d_y, d_x);
   typed(d_y, [&]<class DY>(DY gradient) {
     launch(stream, operation, rows_of(x), threads_for(x.cols, packed),
            packed ? norm_backward_kernel<kNorm, kPack, DY> : norm_backward_kernel<kNorm, 1, DY>, stream_of(x), w.f32(),
@@ -196,7 +202,7 @@ void layer_norm(cudaStream_t stream, ConstView x, ConstView w, ConstView b, floa
 }
 
 void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) {
-  const bool packed = all_in_packs(x, delta, sum, y);
+  const bool packed = rows_in_packs(x, delta, sum, y);
   typed(y, [&]<class Y>(Elements<Y> out) {
     // The kernel writes through one of the two alone.
     const Elements<Y> term{const_cast<Y*>(static_cast<const Y*>(delta.data)), delta.stride};
@@ -216,7 +222,7 @@ void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float ep
 }
 
 void head_norm(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, View y) {
-  const bool packed = head_dim % kPack == 0 && all_in_packs(x, y);
+  const bool packed = head_dim % kPack == 0 && rows_in_packs(x, y);
   const auto num_heads = static_cast<std::int32_t>(x.cols / head_dim);
   typed(y, [&]<class Y>(Elements<Y> out) {
     const Elements<const Y> in{static_cast<const Y*>(x.data), x.stride};
@@ -229,7 +235,7 @@ void head_norm(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_
 
 void head_norm_backward(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
                         View d_x) {
-  const bool packed = head_dim % kPack == 0 && all_in_packs(x, d_y, d_x);
+  const bool packed = head_dim % kPack == 0 && rows_in_packs(x, d_y, d_x);
   const auto num_heads = static_cast<std::int32_t>(x.cols / head_dim);
   typed(d_x, [&]<class Y>(Elements<Y> gradient) {
     const Elements<const Y> in{static_cast<const Y*>(x.data), x.stride};
