@@ -1,7 +1,4 @@
 // A block's threads, each a fiber: what runs them between barriers, the operations of a warp, and the block's memory.
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +7,7 @@
 
 #include "cuda_runtime.h"
 #include "emulation.hpp"
+#include "fibers.hpp"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -20,15 +18,6 @@ namespace {
 Order order = Order::forward;
 
 enum class State { ready, at_barrier, in_warp, done };
-
-// A stack on which threads run, one after another, until one waits: that one keeps it, the rest go on on another. It is
-// entered once by its context; from then on _setjmp and _longjmp switch, which make no system call.
-struct Fiber {
-  ucontext_t context{};
-  jmp_buf place{};
-  bool entered = false;
-  std::unique_ptr<std::byte[]> stack;
-};
 
 struct Copy {
   void* to;
@@ -44,9 +33,11 @@ struct Thread {
   void* brought = nullptr;
   std::vector<Copy> copies;
   Fiber* fiber = nullptr;
+  unsigned barriers = 0, warp_barriers = 0;  // that it has come to
 };
 
-constexpr std::size_t kStackBytes = 128 << 10;
+// Two by turns: who comes to the next barrier is not yet before those who still leave the last one.
+using Gates = Gate[2];
 
 struct Block {
   std::vector<Thread> threads;
@@ -57,7 +48,9 @@ struct Block {
   const std::function<void()>* kernel = nullptr;
   std::unique_ptr<unsigned char, decltype(&std::free)> memory{nullptr, std::free};
   std::size_t memory_bytes = 0;
-  jmp_buf scheduler{};
+  int any = 0;
+  Gates barrier, warp_barriers[32];
+  Gate grid_begun, grid_ended, shared_statics;
 } block;
 
 void run_as(unsigned index) {
@@ -65,59 +58,56 @@ void run_as(unsigned index) {
   threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
 }
 
-void leave() {
-  if (_setjmp(block.current->place) == 0) _longjmp(block.scheduler, 1);
-}
-
 void pause(State state) {
   block.threads[block.running].state = state;
   block.threads[block.running].fiber = block.current;
-  leave();
+  leave(*block.current);
 }
 
+// Threads run on a fiber one after another, until one waits: that one keeps it, the rest go on on another.
 void enter() {
   while (true) {
     while (block.started < block.count) {
       const unsigned i = block.started++;
       run_as(order == Order::forward ? i : block.count - 1 - i);
+      acquire(block.grid_begun);
+      acquire(block.shared_statics);
       (*block.kernel)();
-      block.threads[block.running].state = State::done;
-      if (!block.threads[block.running].copies.empty()) fail("a thread ended before its copies");
+      Thread& own = block.threads[block.running];
+      // Blocks have no order among them; but what is shared in each and is no dynamic memory is one place here.
+      if (own.barriers > 0 && block.memory_bytes == 0) release(block.shared_statics);
+      release(block.grid_ended);
+      own.state = State::done;
+      if (!own.copies.empty()) fail("a thread ended before its copies");
+      if (fibers_are_threads) break;
     }
-    block.idle.push_back(block.current);
-    leave();
+    if (!fibers_are_threads) block.idle.push_back(block.current);
+    leave(*block.current);
   }
 }
 
-void switch_to(Fiber* fiber) {
+void go_on(Fiber* fiber) {
   block.current = fiber;
-  if (_setjmp(block.scheduler) != 0) return;
-  if (fiber->entered) _longjmp(fiber->place, 1);
-  fiber->entered = true;
-  setcontext(&fiber->context);
+  switch_to(*fiber);
 }
 
 void start_threads() {
+  if (fibers_are_threads) {
+    block.idle.clear();
+    for (auto fiber = block.fibers.rbegin(); fiber != block.fibers.rend(); ++fiber) block.idle.push_back(fiber->get());
+  }
   while (block.started < block.count) {
-    if (block.idle.empty()) {
-      Fiber& fiber = *block.fibers.emplace_back(std::make_unique<Fiber>());
-      fiber.stack = std::make_unique<std::byte[]>(kStackBytes);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      makecontext(&fiber.context, enter, 0);
-      block.idle.push_back(&fiber);
-    }
+    if (block.idle.empty()) block.idle.push_back(block.fibers.emplace_back(make_fiber(enter)).get());
     Fiber* fiber = block.idle.back();
     block.idle.pop_back();
-    switch_to(fiber);
+    go_on(fiber);
   }
 }
 
 void resume(unsigned index) {
   run_as(index);
   block.threads[index].state = State::ready;
-  switch_to(block.threads[index].fiber);
+  go_on(block.threads[index].fiber);
 }
 
 /// True if all threads of [first, last) are in `state`; fails if some are, but others have ended.
@@ -138,29 +128,47 @@ void operate(unsigned first, unsigned last) {
     if (block.threads[i].operation != operation) fail("lanes of a warp at different operations");
     brought[i - first] = block.threads[i].brought;
   }
+  begin_unseen();
   operation(brought, last - first);
+  end_unseen();
+}
+
+/// Of NaN. To the sanitizer another piece for every block.
+void fresh_memory() {
+  if (block.memory_bytes == 0) return;
+  const std::size_t size = (block.memory_bytes + 127) / 128 * 128;
+  begin_unseen();
+  if (fibers_are_threads || !block.memory) {
+    block.memory.reset();
+    block.memory.reset(static_cast<unsigned char*>(std::aligned_alloc(128, size)));
+  }
+  std::memset(block.memory.get(), 0xff, size);
+  end_unseen();
 }
 
 void run_block() {
   block.count = blockDim.x * blockDim.y * blockDim.z;
   block.threads.assign(block.count, {});
   block.started = 0;
-  if (block.memory_bytes > 0) std::memset(block.memory.get(), 0xff, block.memory_bytes);
+  fresh_memory();
   start_threads();
+  const bool forward = order == Order::forward;
   while (true) {
     bool progress = false;
-    // Warps whose threads have all come to an operation.
-    for (unsigned first = 0; first < block.count; first += 32) {
-      const unsigned last = std::min(first + 32, block.count);
+    // Warps whose threads have all come to an operation: forward each as far as it goes, backward by turns.
+    const unsigned warps = (block.count + 31) / 32;
+    for (unsigned w = 0; w < warps; ++w) {
+      const unsigned first = 32 * (forward ? w : warps - 1 - w), last = std::min(first + 32, block.count);
       while (all_in(State::in_warp, first, last)) {
         progress = true;
         operate(first, last);
-        for (unsigned i = 0; i < last - first; ++i) resume(order == Order::forward ? first + i : last - 1 - i);
+        for (unsigned i = 0; i < last - first; ++i) resume(forward ? first + i : last - 1 - i);
+        if (!forward) break;
       }
     }
     if (!progress && all_in(State::at_barrier, 0, block.count)) {
       progress = true;
-      for (unsigned i = 0; i < block.count; ++i) resume(order == Order::forward ? i : block.count - 1 - i);
+      for (unsigned i = 0; i < block.count; ++i) resume(forward ? i : block.count - 1 - i);
     }
     if (progress) continue;
     for (unsigned i = 0; i < block.count; ++i)
@@ -178,19 +186,37 @@ void run_block() {
 }
 
 void set_order(Order wanted) { order = wanted; }
+bool sees_races() { return fibers_are_threads; }
 
 void run_grid(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>& thread) {
   gridDim = grid;
   blockDim = threads;
-  if (bytes > 0) block.memory.reset(static_cast<unsigned char*>(std::aligned_alloc(128, (bytes + 127) / 128 * 128)));
+  block.memory.reset();
   block.memory_bytes = bytes;
   block.kernel = &thread;
+  release(block.grid_begun);
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+  acquire(block.grid_ended);
 }
 
-void block_barrier() { pause(State::at_barrier); }
+void block_barrier() {
+  Gate& gate = block.barrier[block.threads[block.running].barriers++ % 2];
+  release(gate);
+  pause(State::at_barrier);
+  acquire(gate);
+}
+
+int block_barrier_or(int own) {
+  block.any = 0;
+  block_barrier();
+  if (own != 0) block.any = 1;
+  block_barrier();
+  const int any = block.any;
+  block_barrier();
+  return any;
+}
 
 unsigned lane() { return block.running % 32; }
 
@@ -198,6 +224,13 @@ void with_warp(WarpOperation operation, void* own) {
   block.threads[block.running].operation = operation;
   block.threads[block.running].brought = own;
   pause(State::in_warp);
+}
+
+void warp_barrier() {
+  Gate& gate = block.warp_barriers[block.running / 32][block.threads[block.running].warp_barriers++ % 2];
+  release(gate);
+  with_warp([](void* const*, unsigned) {}, nullptr);
+  acquire(gate);
 }
 
 unsigned char* block_memory() { return block.memory.get(); }

@@ -4,6 +4,7 @@
 // and a stream is behind another one wherever no event orders them.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -133,10 +134,16 @@ void run_grid(dim3 grid, dim3 block, std::size_t memory, const std::function<voi
 cudaError_t valid_launch(const cudaLaunchConfig_t& config, const void* kernel);
 cudaError_t set_kernel_memory(const void* kernel, int bytes);
 void block_barrier();
+/// A barrier after which every thread knows whether any brought other than 0.
+int block_barrier_or(int own);
 unsigned lane();
 /// Waits until all threads of the warp are here, who must be about the same operation, which is then done once:
 /// operation(what each lane brought, lanes).
+/// It orders no memory but what it moves itself.
 void with_warp(void (*operation)(void* const* lanes, unsigned count), void* own);
+void warp_barrier();
+/// That the running thread's part of an operation reads there.
+void reads(const void* from, std::size_t bytes);
 void count_fragments();
 /// The running block's dynamic shared memory, of NaN when the block begins.
 unsigned char* block_memory();
@@ -170,9 +177,8 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, i
 }
 
 inline void __syncthreads() { emulation::block_barrier(); }
-inline void __syncwarp() {
-  emulation::with_warp([](void* const*, unsigned) {}, nullptr);
-}
+inline int __syncthreads_or(int own) { return emulation::block_barrier_or(own); }
+inline void __syncwarp() { emulation::warp_barrier(); }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
@@ -196,14 +202,17 @@ T __shfl_xor_sync(unsigned all, T value, int mask) {
   return __shfl_sync(all, value, static_cast<int>(emulation::lane()) ^ mask);
 }
 
+/// No thread of the emulation comes between a load and a store.
 inline unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
-  const unsigned long long old = *at;
-  if (value < old) *at = value;
+  const std::atomic_ref place(*at);
+  const unsigned long long old = place.load(std::memory_order_relaxed);
+  if (value < old) place.store(value, std::memory_order_relaxed);
   return old;
 }
 inline unsigned atomicMax(unsigned* at, unsigned value) {
-  const unsigned old = *at;
-  if (value > old) *at = value;
+  const std::atomic_ref place(*at);
+  const unsigned old = place.load(std::memory_order_relaxed);
+  if (value > old) place.store(value, std::memory_order_relaxed);
   return old;
 }
 inline float __uint_as_float(std::uint32_t bits) {

@@ -5,9 +5,12 @@
 
 namespace emulation {
 
-/// In which order a block's threads run between two barriers. Code that misses a barrier gives other numbers.
+/// In which order a block's threads run between two barriers, backward also with the warps by turns, operation by
+/// operation. Code that misses a barrier gives other numbers.
 enum class Order { forward, backward };
 void set_order(Order order);
+/// Whether this build looks for accesses that no barrier orders, as the thread sanitizer reports them (FEDPDPO_RACES).
+bool sees_races();
 
 /// Without devices, cudaGetDeviceCount fails as it does where there is no driver. At the start one, or as many as the
 /// environment variable FEDPDPO_EMULATED_DEVICES says.

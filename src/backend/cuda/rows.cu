@@ -11,17 +11,13 @@ constexpr int kScatterThreads = 256;
 // Block i sums into rows[i], unless an earlier row does: y[rows[i]] += x[i], then the later rows of the same index.
 __global__ void scatter_add_kernel(ConstView x, ConstView rows, View y) {
   __shared__ std::int32_t tile[kScatterThreads];
-  __shared__ int taken;
   const auto* index = static_cast<const std::int32_t*>(rows.data);
   const std::int64_t n = x.rows, first = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const std::int32_t row = index[first];
-  if (thread == 0) taken = 0;
-  __syncthreads();
-  for (std::int64_t i = thread; i < first; i += kScatterThreads)
-    if (index[i] == row) taken = 1;  // all that write, write the same
-  __syncthreads();
-  if (taken != 0) return;
+  int taken = 0;
+  for (std::int64_t i = thread; i < first; i += kScatterThreads) taken |= index[i] == row ? 1 : 0;
+  if (__syncthreads_or(taken) != 0) return;
 
   for (std::int64_t c0 = 0; c0 < x.cols; c0 += kScatterThreads) {
     const std::int64_t c = c0 + thread;

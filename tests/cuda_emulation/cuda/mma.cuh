@@ -94,10 +94,12 @@ void load_matrices(void* const* lanes, unsigned count) {
 }
 
 inline void ldmatrix_x4(std::uint32_t (&to)[4], const void* row) {
+  emulation::reads(row, 16);
   MatrixLane own{to, row};
   emulation::with_warp(load_matrices<false>, &own);
 }
 inline void ldmatrix_x4_trans(std::uint32_t (&to)[4], const void* row) {
+  emulation::reads(row, 16);
   MatrixLane own{to, row};
   emulation::with_warp(load_matrices<true>, &own);
 }
