@@ -13,9 +13,11 @@
 #include <limits>
 #include <memory>
 #include <ostream>
+#include <source_location>
 #include <string>
 #include <vector>
 
+#include "differences.hpp"
 #include "fedpdpo/backend/backend.hpp"
 #include "fedpdpo/core/random.hpp"
 #include "reference.hpp"
@@ -156,14 +158,18 @@ class OperationTest : public testing::TestWithParam<BackendCase> {
       }
     }
   }
-  void expect_close(const Matrix& expected, const Buffer& buffer, double tolerance) {
-    expect_close(expected, get(buffer), tolerance);
+  void expect_close(const Matrix& expected, const Buffer& buffer, double tolerance,
+                    std::source_location asked = std::source_location::current()) {
+    expect_close(expected, get(buffer), tolerance, asked);
     expect_guard(buffer);
   }
-  static void expect_close(const Matrix& expected, const Matrix& found, double tolerance) {
+  static void expect_close(const Matrix& expected, const Matrix& found, double tolerance,
+                           std::source_location asked = std::source_location::current()) {
     ASSERT_EQ(expected.rows, found.rows);
     ASSERT_EQ(expected.cols, found.cols);
-    EXPECT_LE(distance(expected, found), tolerance);
+    EXPECT_LE(distance(expected, found), tolerance)
+        << "asked for in " << asked.file_name() << ":" << asked.line() << "\n"
+        << where_it_differs(expected, found, tolerance);
   }
   /// NaN where anything found is not finite.
   static double distance(const Matrix& expected, const Matrix& found) {

@@ -65,12 +65,17 @@ class AttentionBf16 : public Bf16Test {
     }
     return largest;
   }
+  static void expect_rows_close(const char* what, const Matrix& expected, const Matrix& found, std::int64_t begin,
+                                std::int64_t end, std::int64_t head_dim, double tolerance) {
+    EXPECT_LE(row_distance(expected, found, begin, end, head_dim), tolerance)
+        << what << " " << where_it_differs(expected, found, tolerance, begin, end);
+  }
   static void expect_gradient(const Matrix& expected, const Matrix& found, const AttentionShape& shape,
                               double tolerance) {
     const std::int64_t hd = shape.head_dim, keys = shape.num_heads * hd, values = keys + shape.num_kv_heads * hd;
-    EXPECT_LE(row_distance(expected, found, 0, keys, hd), tolerance) << "d_q";
-    EXPECT_LE(row_distance(expected, found, keys, values, hd), tolerance) << "d_k";
-    EXPECT_LE(row_distance(expected, found, values, expected.cols, hd), tolerance) << "d_v";
+    expect_rows_close("d_q", expected, found, 0, keys, hd, tolerance);
+    expect_rows_close("d_k", expected, found, keys, values, hd, tolerance);
+    expect_rows_close("d_v", expected, found, values, expected.cols, hd, tolerance);
   }
   /// From the forward's own results: they are rounded, which changes D = rowsum(dO * O).
   Matrix cpu_gradient(const TestPlan& plan, const AttentionShape& shape, const Matrix& qkv, const Matrix& d_out,
@@ -101,9 +106,9 @@ class AttentionBf16 : public Bf16Test {
     const Result found = run(plan, shape, qkv, d_out, place);
     Matrix lse;
     const Matrix expected = reference::attention(plan.view(), shape, qkv, &lse);
-    EXPECT_LE(row_distance(expected, matrix(found.out, qkv.rows), 0, expected.cols, shape.head_dim),
-              tolerance::kAttentionBf16);
-    EXPECT_LE(row_distance(lse, found.lse, 0, lse.cols, 1), tolerance::kAttention);
+    expect_rows_close("out", expected, matrix(found.out, qkv.rows), 0, expected.cols, shape.head_dim,
+                      tolerance::kAttentionBf16);
+    expect_rows_close("lse", lse, found.lse, 0, lse.cols, 1, tolerance::kAttention);
     expect_gradient(cpu_gradient(plan, shape, qkv, d_out, found), matrix(found.d_qkv, qkv.rows), shape,
                     tolerance::kAttentionGradientBf16);
   }

@@ -63,7 +63,9 @@ TEST_P(Products, LinearBf16) {
     const Matrix before = random(rows, out), d_y = random(rows, out), d_x_before = random(rows, in);
     const auto check_product = [&](const Matrix& exact, const Matrix& rounded, const Buffer& found) {
       const Matrix values = get(found);
-      EXPECT_LE(std::min(distance(exact, values), distance(rounded, values)), tolerance::kProductBf16Rounded);
+      EXPECT_LE(std::min(distance(exact, values), distance(rounded, values)), tolerance::kProductBf16Rounded)
+          << rows << " rows, " << in << " to " << out << ": "
+          << where_it_differs(rounded, values, tolerance::kProductBf16Rounded);
       if (rows > 4) expect_close(exact, found, tolerance::kProductBf16);
     };
     const Matrix x_rounded = rounded_to_bf16(x), d_y_rounded = rounded_to_bf16(d_y);

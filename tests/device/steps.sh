@@ -68,7 +68,7 @@ find_programs() {
   export DEVICE=${DEVICE:-cuda} TINY=${TINY:-} PYTHON=${PYTHON:-python3}
   export PROGRAM=${PROGRAM:-$PWD/$root/fedpdpo} MPIRUN=${MPIRUN:-$mpirun}
   export TEST_BACKEND=${TEST_BACKEND:-$PWD/$tests/test_backend} TEST_TRAIN=${TEST_TRAIN:-$PWD/$tests/test_train}
-  export OPERATIONS=${OPERATIONS:-*/cuda}
+  export OPERATIONS=${OPERATIONS:-CudaInstructions.*:*/cuda}
   find_libraries
 }
 
@@ -81,18 +81,50 @@ needs_file() {
   return 1
 }
 
-# gtest_run PROGRAM FILTER: some tests must have run; on a device none may have been skipped.
+# gtest_alone PROGRAM SECONDS TESTS: those tests in one process; its output in $CHECK_WORK/gtest.log. What was said so far
+# stays where the step's time ends.
+gtest_alone() {
+  bounded "$2" "$1" --gtest_filter="$3" 2>&1 | tee "$CHECK_WORK/gtest.log"
+  return "${PIPESTATUS[0]}"
+}
+tests_with() { sed -n "s/^\[ *$1 *\] \([A-Za-z][^ ,]*\).* ([0-9]* ms)\$/\1/p" "$CHECK_WORK/gtest.log"; }
+
+# gtest_run PROGRAM FILTER: suite by suite, each in a process of its own with its limit, since a kernel that fails takes
+# all later work of its process with it, and one that never ends all that follows. Where that happens, the suite's tests
+# are run one by one. Some tests must have run; on a device none may have been skipped.
 gtest_run() {
-  local log=$CHECK_WORK/gtest.log code passed skipped
-  "$1" --gtest_filter="$2" 2>&1 | tee "$log"  # what was said so far stays where the step's time ends
-  code=${PIPESTATUS[0]}
-  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log")
-  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log")
-  local failures
-  failures=$(grep -c '^\[  FAILED  \] .*(.* ms)$' "$log")
-  note "${passed:-0} passed, ${skipped:-0} skipped, $failures failed"
-  if [[ $code == 0 && ${passed:-0} == 0 && ${skipped:-0} -gt 0 && $DEVICE == cpu ]]; then return 77; fi
-  [[ $code == 0 && ${passed:-0} -gt 0 && ${skipped:-0} == 0 ]]
+  local program=$1 filter=$2 seconds=${GTEST_SECONDS:-30} line suite='' code test
+  local passed=0 skipped=0 failures=() suites=()
+  declare -A tests=()
+  while IFS= read -r line; do
+    if [[ $line =~ ^([A-Za-z][A-Za-z0-9_/]*)\.( |$) ]]; then
+      suite=${BASH_REMATCH[1]}
+      if [[ $suite == CudaInstructions ]]; then suites=("$suite" "${suites[@]}"); else suites+=("$suite"); fi
+    elif [[ -n $suite && $line =~ ^\ \ ([A-Za-z0-9_/]+) ]]; then
+      tests[$suite]+=${tests[$suite]:+:}$suite.${BASH_REMATCH[1]}
+    fi
+  done < <(bounded 20 "$program" --gtest_list_tests --gtest_filter="$filter" 2> /dev/null)
+  for suite in "${suites[@]}"; do
+    gtest_alone "$program" "$seconds" "${tests[$suite]}"
+    code=$?
+    if ((code > 1)) || grep -qE '(CUDA|cuBLASLt): (a kernel failed|the device is lost)' "$CHECK_WORK/gtest.log"; then
+      test=$(sed -n 's/^\[ RUN      \] //p' "$CHECK_WORK/gtest.log" | tail -n 1)
+      note "exit code $code in $test; the tests of $suite one by one"
+      for test in ${tests[$suite]//:/ }; do
+        CUDA_LAUNCH_BLOCKING=1 gtest_alone "$program" $((seconds / 3)) "$test"
+        code=$?
+        if ((code > 0)); then failures+=("$test"); note "failed: $test (exit code $code)"; fi
+        if ((code == 0)) && [[ -n $(tests_with OK) ]]; then passed=$((passed + 1)); fi
+        if [[ -n $(tests_with SKIPPED) ]]; then skipped=$((skipped + 1)); fi
+      done
+    else
+      passed=$((passed + $(tests_with OK | wc -l))) skipped=$((skipped + $(tests_with SKIPPED | wc -l)))
+      for test in $(tests_with FAILED); do failures+=("$test"); note "failed: $test"; done
+    fi
+  done
+  note "$passed passed, $skipped skipped, ${#failures[@]} failed"
+  if ((passed == 0 && skipped > 0 && ${#failures[@]} == 0)) && [[ $DEVICE == cpu ]]; then return 77; fi
+  ((passed > 0 && skipped == 0 && ${#failures[@]} == 0))
 }
 
 step_0() {
@@ -121,9 +153,10 @@ step_1() {
 
 step_2() {
   needs_file "$TEST_TRAIN" || return 1
-  local failed=0
+  local failed=0 GTEST_SECONDS=${GTEST_SECONDS:-60}
   gtest_run "$TEST_TRAIN" 'CudaParity*' || { (($? == 77)) && return 77; failed=1; }
-  FEDPDPO_CUDA_CHECK=1 gtest_run "$TEST_TRAIN" 'CudaParity*' || failed=1
+  # Also after a failure: it names the operation. Graphs are not for it.
+  FEDPDPO_CUDA_CHECK=1 gtest_run "$TEST_TRAIN" 'CudaParity*-*Graphs*' || failed=1
   # NCCL may be missing here: then runs take their sums to the host.
   bounded 40 "$TEST_TRAIN" --gtest_filter='CudaNccl*' > "$CHECK_WORK/nccl.log" 2>&1 || failed=1
   cat "$CHECK_WORK/nccl.log"

@@ -57,20 +57,46 @@ def test_failures_are_noticed(tmp_path: Path) -> None:
     assert found[5][0] == "FAIL" and "differs from" in found[5][1]
 
 
+def suite_program(path: Path, body: str) -> dict[str, str]:
+    """Setting of a test program with the tests A, B and C, whose runs of $filter are `body`."""
+    path.write_text("#!/bin/bash\nif [[ $* == *--gtest_list_tests* ]]; then printf 'Suite.\\n  A\\n  B  # a value\\n  C\\n'; exit; fi\n"
+                    f"filter=${{*#--gtest_filter=}}\n{body}\n")
+    path.chmod(0o755)
+    return {"TEST_BACKEND": str(path)}
+
+
 def test_tests_that_were_skipped_do_not_pass_on_a_device(tmp_path: Path) -> None:
-    tests = tmp_path / "tests"
-    tests.write_text("#!/bin/bash\necho '[  PASSED  ] 0 tests.'\necho '[  SKIPPED ] 3 tests, listed below:'\n")
-    tests.chmod(0o755)
+    program = suite_program(tmp_path / "tests", 'for test in ${filter//:/ }; do echo "[  SKIPPED ] $test (0 ms)"; done')
     for device, expected in (("cuda", "FAIL"), ("cpu", "SKIP")):
-        done = check(tmp_path / device, "--steps", "1", DEVICE=device, TEST_BACKEND=str(tests))
+        done = check(tmp_path / device, "--steps", "1", DEVICE=device, **program)
         assert results(done)[1] == (expected, "0 passed, 3 skipped, 0 failed")
+
+
+def test_a_failing_test_is_named_and_a_crash_takes_no_other_test_with_it(tmp_path: Path) -> None:
+    outcome = '''for test in ${filter//:/ }; do
+echo "[ RUN      ] $test"
+case $test in
+  Suite.B) FAIL ;;
+  *) echo "[       OK ] $test (1 ms)" ;;
+esac
+done'''
+    fails = 'echo "[  FAILED  ] $test, where GetParam() = x (3 ms)"; exit 1'
+    done = check(tmp_path / "fails", "--steps", "1", **suite_program(tmp_path / "a", outcome.replace("FAIL", fails, 1)))
+    assert results(done)[1] == ("FAIL", "failed: Suite.B; 1 passed, 0 skipped, 1 failed")
+    for ending, code in (("kill -SEGV $$", 139), ("exec sleep 100", 124), ('echo "CUDA: a kernel failed: x"; exit 1', 1)):
+        program = suite_program(tmp_path / "b", outcome.replace("FAIL", ending, 1))
+        done = check(tmp_path / "crashes", "--steps", "1", GTEST_SECONDS="3", **program)
+        assert results(done)[1] == ("FAIL", f"exit code {code} in Suite.B; the tests of Suite one by one; "
+                                            f"failed: Suite.B (exit code {code}); 2 passed, 0 skipped, 1 failed")
 
 
 def test_limits_of_time_and_bad_options(tmp_path: Path) -> None:
     found = results(check(tmp_path, "--steps", "5,6", "--budget", "5"))
     assert {result for result, _ in found.values()} == {"SKIP"}
     sleeper = tmp_path / "tests"
-    sleeper.write_text("#!/bin/bash\necho 'as far as it came'\nsleep 100\n")
+    sleeper.write_text("#!/bin/bash\n"
+                       "if [[ $1 == --gtest_list_tests ]]; then printf 'Suite.\\n  Test\\n'; exit; fi\n"
+                       "echo 'as far as it came'\nsleep 100\n")
     sleeper.chmod(0o755)
     found = results(check(tmp_path, "--steps", "1", "--budget", "11", TEST_BACKEND=str(sleeper)))
     assert found[1] == ("TIME", "as far as it came")
