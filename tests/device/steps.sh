@@ -147,7 +147,7 @@ step_0() {
 step_1() {
   local filter=$OPERATIONS
   # The real cuBLASLt's descriptors, which need no device: where it is not found, the rest need not be looked at.
-  [[ $DEVICE == cpu ]] || filter+=:CublasLtLibrary.TheRealLibrary*
+  [[ $DEVICE == cpu ]] || filter+=':CublasLtLibrary.TheRealLibrary*'
   needs_file "$TEST_BACKEND" && gtest_run "$TEST_BACKEND" "$filter"
 }
 
@@ -171,11 +171,11 @@ step_3() {
   fi
   needs_file "$TEST_TRAIN" && needs_file "$TEST_BACKEND" || return 1
   local tool what program filter code failed=0 late=0 seconds options
-  seconds=$(((${CHECK_SECONDS:-240} - 10) / 6 - 5))
+  seconds=$(((${CHECK_SECONDS:-480} - 10) / 6 - 5))
   ((seconds > 5)) || seconds=5
-  # Whole training steps by every tool, then all operations by the two that look at single kernels.
-  for what in memcheck:train racecheck:train initcheck:train synccheck:train memcheck:operations racecheck:operations; do
-    tool=${what%:*} program=$TEST_TRAIN filter=CudaParity.TrainingStepsInFp32
+  # All operations by the tools that look at single kernels, then whole training steps, with the tensor kernels in them.
+  for what in memcheck:operations racecheck:operations synccheck:operations memcheck:train racecheck:train initcheck:train; do
+    tool=${what%:*} program=$TEST_TRAIN filter=CudaParity.TrainingStepsOnBf16Weights
     [[ $what != *:operations ]] || program=$TEST_BACKEND filter=$OPERATIONS
     options=(--tool "$tool" --target-processes all --error-exitcode 9)
     if [[ $tool == memcheck && $(compute-sanitizer --help) == *--track-stream-ordered-races* ]]; then
