@@ -1,9 +1,11 @@
-// Builds with FEDPDPO_RACES: the thread sanitizer sees an access of one thread of a block that no barrier orders with
-// another's, whatever way it is made, and nothing where there is a barrier.
+// What a device would fault at or get wrong by chance, and the emulation must see always: packs at odd addresses; and,
+// in builds with FEDPDPO_RACES, an access of one thread of a block that no barrier orders with another's, whatever way
+// it is made, and nothing where there is a barrier.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 
+#include "cuda/elements.hpp"
 #include "cuda/mma.cuh"
 #include "emulation.hpp"
 
@@ -85,6 +87,13 @@ TEST_F(EmulatedRaces, AreSeenBetweenWarpsAndWithinOne) {
 
 TEST_F(EmulatedRaces, AreSeenBetweenBlocks) {
   EXPECT_EXIT(run(one_place_kernel, 0, Way::none, 2), testing::ExitedWithCode(kRace), "data race");
+}
+
+TEST(EmulatedFaults, PacksAtOddAddressesEndTheTest) {
+  alignas(16) float numbers[12] = {};
+  const auto first_of_pack = [&](int at) { return Elements<const float>{numbers, 4}.load<kPack>(1, at).v[0]; };
+  EXPECT_EQ(first_of_pack(0), 0);
+  EXPECT_DEATH(std::exit(first_of_pack(1) > 0 ? 1 : 0), "misaligned address");
 }
 
 }  // namespace
