@@ -35,7 +35,7 @@ done
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit 2
 
 names=(machine operations training sanitizer quick-bench equal-runs devices failures bench peers)
-limits=(30 180 120 240 120 120 60 120 560 560)
+limits=(30 180 120 480 120 120 60 120 560 560)
 source tests/device/steps.sh
 if [[ -n $inside ]]; then
   "step_$inside"
