@@ -31,7 +31,7 @@ class Merger {
     prefix_ = backbone_prefix(config_);
     embedding_ = embedding_weight(config_);
     is_bare_ = !base.contains(embedding_);
-    head_ = head_module(config_) + ".weight";
+    head_ = head_weight(config_);
     collect();
   }
 

@@ -45,7 +45,7 @@ json number(double value) {
 
 json adapter_config(const ModelConfig& config, const ParameterLayout& layout, const std::string& base) {
   const AdapterOptions& options = layout.options();
-  const std::string head = head_module(config);
+  const std::string head = head_module;
   const bool low_rank_head = options.head == HeadKind::lowrank;
   std::set<std::string> targets = target_modules(config, layout);
   json rank_pattern = json::object(), alpha_pattern = json::object();
@@ -110,7 +110,7 @@ void write_peft_adapter(const std::filesystem::path& folder, const ModelConfig& 
       put(module + ".lora_B", b, reordered.back());
     }
   }
-  const std::string head = head_module(config);
+  const std::string head = head_module;
   const auto put_head = [&](const std::string& name, int index) {
     if (index >= 0) put(name, parameter(index), part_of(model.values, parameter(index)));
   };

@@ -30,8 +30,7 @@ class Reader {
   Reader(const std::filesystem::path& folder, const ModelFolder& base)
       : base_(base),
         config_(base.config()),
-        head_(head_module(config_)),
-        settings_(read_peft_settings(folder / adapter_config_name, head_)),
+        settings_(read_peft_settings(folder / adapter_config_name, head_module)),
         file_(folder / adapter_weights_name) {}
 
   TrainedModel read() {
@@ -41,7 +40,7 @@ class Reader {
     for (const auto& [name, tensor] : file_.tensors()) take(name, tensor, known);
     for (const auto& [module, factors] : factors_) require_both(module, factors);
     if (settings_.saves_head && !saved_head_)
-      throw InputError(file_.path().string(), peft_prefix + head_ + ".weight", "the saved head", "none");
+      throw InputError(file_.path().string(), peft_prefix + head_module + ".weight", "the saved head", "none");
     TrainedModel model;
     options(model.options);
     fill(model);
@@ -61,13 +60,13 @@ class Reader {
     for (const std::string_view suffix : {".lora_A.weight", ".lora_B.weight"}) {
       if (!is_of(suffix)) continue;
       const std::string path = module(suffix);
-      if (!known.contains(path) && path != head_)
-        refuse(name, "LoRA of a linear module of the layers or of " + head_, "another module's");
+      if (!known.contains(path) && path != head_module)
+        refuse(name, fmt::format("LoRA of a linear module of the layers or of {}", head_module), "another module's");
       Factors& factors = factors_[path];
       (suffix == ".lora_A.weight" ? factors.a : factors.b) = matrix(name, tensor);
       return;
     }
-    if (settings_.saves_head && name == peft_prefix + head_ + ".weight") {
+    if (settings_.saves_head && name == peft_prefix + head_module + ".weight") {
       saved_head_ = matrix(name, tensor);
       return;
     }
@@ -94,7 +93,7 @@ class Reader {
   /// Of a module's weight by its path in transformers.
   bool is_the_bases(const std::string& module, const StoredTensor& tensor) const {
     std::string name = module + ".weight";
-    if (module == head_ && config_.tied_head) name = embedding_weight(config_);
+    if (module == head_module) name = config_.tied_head ? embedding_weight(config_) : head_weight(config_);
     const std::string prefix = backbone_prefix(config_);
     if (!base_.contains(name) && name.starts_with(prefix)) name = name.substr(prefix.size());
     if (!base_.contains(name)) return false;
@@ -137,9 +136,9 @@ class Reader {
           o.lora_rank == settings_.rank && !settings_.rank_stabilized ? settings_.alpha : common_scale() * o.lora_rank;
     }
     if (saved_head_) o.head = HeadKind::full;
-    const auto head = factors_.find(head_);
+    const auto head = factors_.find(head_module);
     if (head == factors_.end()) return;
-    if (saved_head_) refuse(peft_prefix + head_, "a saved head or LoRA on it", "both");
+    if (saved_head_) refuse(peft_prefix + head_module, "a saved head or LoRA on it", "both");
     o.head = HeadKind::lowrank;
     o.head_rank = static_cast<int>(head->second.a->rows);
   }
@@ -179,15 +178,14 @@ class Reader {
       }
     }
     if (saved_head_) put(layout.head_weight, *saved_head_, 1, same);
-    if (const auto head = factors_.find(head_); head != factors_.end()) {
+    if (const auto head = factors_.find(head_module); head != factors_.end()) {
       put(layout.head_p, *head->second.a, 1, same);
-      put(layout.head_q, *head->second.b, settings_.scale_of(head_), same);
+      put(layout.head_q, *head->second.b, settings_.scale_of(head_module), same);
     }
   }
 
   const ModelFolder& base_;
   const ModelConfig& config_;
-  std::string head_;
   PeftSettings settings_;
   SafetensorsFile file_;
   std::map<std::string, Factors> factors_;

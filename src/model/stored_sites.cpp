@@ -15,7 +15,7 @@ bool stores_transposed(const ModelConfig& config) {
   return family_of(config).names().linear_storage == LinearStorage::in_out;
 }
 
-std::string head_module(const ModelConfig& config) { return family_of(config).names().head; }
+std::string head_weight(const ModelConfig& config) { return family_of(config).names().head + ".weight"; }
 
 std::string embedding_weight(const ModelConfig& config) {
   const FamilyNames names = family_of(config).names();

@@ -14,8 +14,10 @@ std::string module_name(const ModelConfig& config, std::int64_t layer, const Lin
 /// fan_in_fan_out).
 bool stores_transposed(const ModelConfig& config);
 
-/// Name of the module that makes logits, in PEFT and in checkpoints.
-std::string head_module(const ModelConfig& config);
+/// Path of the module that makes logits in transformers 5, and so in PEFT's files: the same in every family.
+inline constexpr const char* head_module = "lm_head";
+/// Name of its weight in a checkpoint of the whole model.
+std::string head_weight(const ModelConfig& config);
 /// Name of the token embedding's weight in a checkpoint of the whole model.
 std::string embedding_weight(const ModelConfig& config);
 /// What checkpoints of the bare model leave out of every name but the head's, e.g. "model.".

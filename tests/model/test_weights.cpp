@@ -287,7 +287,9 @@ TEST(RandomWeights, LargeMatricesRepeatWhatWasDrawn) {
     for (std::int64_t i = 0; i < rows * cols; ++i) {
       ASSERT_GE(numbers[i], 1.5f);
       ASSERT_LE(numbers[i], 2.5f);
-      if (i >= period) ASSERT_EQ(numbers[i], numbers[i - period]);
+      if (i >= period) {
+        ASSERT_EQ(numbers[i], numbers[i - period]);
+      }
       sum += numbers[i];
       squares += (numbers[i] - 2) * (numbers[i] - 2);
     }

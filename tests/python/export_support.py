@@ -8,10 +8,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from run_support import GOLDEN, GPT2, LLAMA, Outcome, Workspace, read
+from run_support import GOLDEN, GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, Outcome, Workspace, read
 
 TIED = GOLDEN / "tiny_llama_tied"
 MODELS = {"llama": LLAMA, "tied": TIED, "gpt2": GPT2}
+OTHER_FAMILIES = {"mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "gpt_neox": GPT_NEOX}
 # Steps that are large enough for every module to matter.
 LARGE = {"steps": 4, "batch": 6, "rounds": 2, "lr_shared": 0.05, "lr_private": 0.05, "checkpoint_every": 1000, "clients": 3}
 # Of fp32 sums that are added in different orders: of a number itself, or of the largest of its kind (and of 2), as

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_support import (MODELS, assert_close_scores, assert_run_margins, assert_same_scores, evaluate, export,
-                            finished_run, folder_of, read_evaluation, scores_of, succeed)
+from export_support import (MODELS, OTHER_FAMILIES, assert_close_scores, assert_run_margins, assert_same_scores,
+                            evaluate, export, finished_run, folder_of, read_evaluation, scores_of, succeed)
 from run_support import GPT2, LLAMA, Workspace, checkpoints, needs_program, random_pairs, read, write_pairs
 
 pytestmark = needs_program
@@ -93,6 +93,20 @@ def test_a_merged_model_scores_as_the_checkpoint(space: Workspace, case: str, mo
     assert again["models"] == ["base"]
     np.testing.assert_array_equal(again["pairs/reference_chosen"], found["pairs/reference_chosen"])
     assert_close_scores(scores_of(again, "base"), scores_of(found, "client 1"))
+
+
+@pytest.mark.parametrize("model", OTHER_FAMILIES)
+def test_other_families(space: Workspace, model: str) -> None:
+    """A client's model in the checkpoint, as an adapter, and merged."""
+    base = OTHER_FAMILIES[model]
+    run = finished_run(space, f"family-{model}", model=base, method="fedper")
+    found = evaluate(space, run.stem, "--checkpoint", folder_of(run), "--client", 1)
+    adapter = export(space, run, 1, run.with_suffix(".adapter"))
+    again = evaluate(space, "adapter", "--model", base, "--adapter", adapter)
+    assert_same_scores(scores_of(again, "adapter"), scores_of(found, "client 1"))
+    whole = export(space, run, 1, run.with_suffix(".whole"), "--merge")
+    merged = evaluate(space, "whole", "--model", whole, "--reference", base)
+    assert_close_scores(scores_of(merged, "base"), scores_of(found, "client 1"))
 
 
 def test_shared_models(space: Workspace) -> None:

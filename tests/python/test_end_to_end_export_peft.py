@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_support import (MODELS, TIED, assert_close, evaluate, export, finished_run, folder_of, scores_of, succeed)
+from export_support import (MODELS, OTHER_FAMILIES, TIED, assert_close, evaluate, export, finished_run, folder_of,
+                            scores_of, succeed)
 from run_support import GPT2, LLAMA, ROOT, PairLists, Workspace, needs_program, random_pairs
 
 torch = pytest.importorskip("torch")
@@ -103,6 +104,21 @@ def test_peft_loads_what_was_exported(space: Workspace, case: str, model: str) -
         embedding = base.get_input_embeddings().weight.clone()
         require_agreement(peft.PeftModel.from_pretrained(base, own), found, f"client {client}")
         assert torch.equal(base.get_input_embeddings().weight, embedding)  # also where the head was tied to it
+
+
+@pytest.mark.parametrize("model", OTHER_FAMILIES)
+def test_other_families(space: Workspace, model: str) -> None:
+    """Every linear module, whatever the order of its rows in checkpoints, and the head: as an adapter, and merged."""
+    base = OTHER_FAMILIES[model]
+    run = finished_run(space, f"family-{model}", model=base, method="fedper")
+    found = evaluate(space, run.stem, "--checkpoint", folder_of(run))
+    adapter = export(space, run, 1, run.with_suffix(".adapter"))
+    require_agreement(peft.PeftModel.from_pretrained(base_model(base), adapter), found, "client 1")
+    require_agreement(base_model(export(space, run, 1, run.with_suffix(".whole"), "--merge")), found, "client 1")
+    run = finished_run(space, f"family-modules-{model}", model=base, method="fedpdpo", bottleneck=4)
+    found = evaluate(space, run.stem, "--checkpoint", folder_of(run))
+    adapter = export(space, run, 1, run.with_suffix(".adapter"))
+    require_agreement(load_client.load_client(adapter, dtype=torch.float32), found, "client 1")
 
 
 def test_load_client_takes_a_model_and_a_folder(space: Workspace) -> None:
