@@ -36,7 +36,4 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, std::uint64_t 
 /// Bytes of a tensor; nullopt where the shape is negative or the product overflows.
 std::optional<std::uint64_t> tensor_bytes(StoredType type, const std::vector<std::int64_t>& shape);
 
-/// "[2, 3]".
-std::string shape_text(std::span<const std::int64_t> shape);
-
 }  // namespace fedpdpo

@@ -98,9 +98,8 @@ class Merger {
     const std::string stored = is_bare_ && name != head_ ? name.substr(prefix_.size()) : name;
     const StoredTensor& tensor = base_.tensor(stored);
     if (tensor.shape != shape || !is_weight_type(tensor.type))
-      throw InputError(base_.file_of(stored).string(), stored,
-                       fmt::format("F32, BF16 or F16 of shape [{}]", fmt::join(shape, ", ")),
-                       fmt::format("{} [{}]", stored_type_name(tensor.type), fmt::join(tensor.shape, ", ")));
+      throw InputError(base_.file_of(stored).string(), stored, "F32, BF16 or F16 of shape " + shape_text(shape),
+                       fmt::format("{} {}", stored_type_name(tensor.type), shape_text(tensor.shape)));
   }
 
   std::span<const float> factor(int index) const {

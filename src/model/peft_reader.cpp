@@ -82,7 +82,7 @@ class Reader {
   Matrix matrix(const std::string& name, const StoredTensor& tensor) const {
     if (tensor.shape.size() != 2 || !is_weight_type(tensor.type))
       refuse(name, "a matrix of type F32, BF16 or F16",
-             fmt::format("{} [{}]", stored_type_name(tensor.type), fmt::join(tensor.shape, ", ")));
+             fmt::format("{} {}", stored_type_name(tensor.type), shape_text(tensor.shape)));
     Matrix result{tensor.shape[0], tensor.shape[1]};
     result.values.resize(static_cast<std::size_t>(tensor.num_elements()));
     const StoredFloats source{tensor.bytes.data(), tensor.type};

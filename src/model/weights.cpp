@@ -131,8 +131,7 @@ class Loader {
   StoredFloats find(const std::string& name, const std::vector<std::int64_t>& shape) const {
     const StoredTensor& tensor = folder_.tensor(name);
     if (tensor.shape != shape)
-      throw InputError(folder_.file_of(name).string(), name, fmt::format("shape [{}]", fmt::join(shape, ", ")),
-                       fmt::format("[{}]", fmt::join(tensor.shape, ", ")));
+      throw InputError(folder_.file_of(name).string(), name, "shape " + shape_text(shape), shape_text(tensor.shape));
     if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
       throw InputError(folder_.file_of(name).string(), name, "dtype F32, BF16 or F16", stored_type_name(tensor.type));
     return {tensor.bytes.data(), tensor.type};

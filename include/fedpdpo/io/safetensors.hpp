@@ -19,7 +19,8 @@ namespace fedpdpo {
 enum class StoredType : std::uint8_t { f64, f32, f16, bf16, i64, i32, u64, u32, u8, boolean };
 
 std::size_t stored_type_size(StoredType type);
-std::string_view stored_type_name(StoredType type);  ///< the format's own name, e.g. "BF16"
+std::string_view stored_type_name(StoredType type);           ///< the format's own name, e.g. "BF16"
+std::string shape_text(std::span<const std::int64_t> shape);  ///< "[2, 3]"
 
 struct StoredTensor {
   StoredType type;
