@@ -61,6 +61,7 @@ ModelConfig shape_of(const Family& family, std::int64_t d, std::int64_t layers, 
   ModelConfig config;
   config.family = family.model_type;
   family.read(json, "named shape", config);
+  config.sites = family.sites(config);
   return config;
 }
 
@@ -112,6 +113,7 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     config.family = std::string(family.model_type);
     family.read(json, file, config);
     check_config(config, file);
+    config.sites = family.sites(config);
     return config;
   }
   throw InputError(file.string(), "architectures", known_architectures(),

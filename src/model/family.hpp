@@ -31,7 +31,10 @@ struct FamilyNames {
 struct Family {
   std::string_view model_type;
   std::string_view architecture;
+  /// Everything but `sites`.
   void (*read)(const nlohmann::json& json, const std::filesystem::path& file, ModelConfig& config);
+  /// The linear modules of a layer, once the sizes are known to be within bounds.
+  std::vector<LinearSite> (*sites)(const ModelConfig& config);
   FamilyNames (*names)();
 };
 

@@ -32,12 +32,15 @@ void read_gpt2(const nlohmann::json& json, const std::filesystem::path& file, Mo
   c.attention_bias = c.output_bias = c.mlp_bias = true;
   c.tied_head = json_optional<bool>(json, "tie_word_embeddings", file).value_or(true);
   c.layer_prefix = "transformer.h.";
+}
+
+std::vector<LinearSite> gpt2_sites(const ModelConfig& c) {
   const auto d = static_cast<std::int32_t>(c.hidden_size);
   const auto i = static_cast<std::int32_t>(c.intermediate_size);
-  c.sites = {{Block::qkv, "attn.c_attn", 0, 3 * d},
-             {Block::output, "attn.c_proj", 0, d},
-             {Block::up, "mlp.c_fc", 0, i},
-             {Block::down, "mlp.c_proj", 0, d}};
+  return {{Block::qkv, "attn.c_attn", 0, 3 * d},
+          {Block::output, "attn.c_proj", 0, d},
+          {Block::up, "mlp.c_fc", 0, i},
+          {Block::down, "mlp.c_proj", 0, d}};
 }
 
 FamilyNames gpt2_names() {
@@ -56,6 +59,6 @@ FamilyNames gpt2_names() {
 
 }  // namespace
 
-const Family gpt2_family{"gpt2", "GPT2LMHeadModel", read_gpt2, gpt2_names};
+const Family gpt2_family{"gpt2", "GPT2LMHeadModel", read_gpt2, gpt2_sites, gpt2_names};
 
 }  // namespace fedpdpo

@@ -36,12 +36,15 @@ void read_gpt_neox(const nlohmann::json& json, const std::filesystem::path& file
   c.mlp_bias = true;
   c.tied_head = json_optional<bool>(json, "tie_word_embeddings", file).value_or(false);
   c.layer_prefix = "gpt_neox.layers.";
+}
+
+std::vector<LinearSite> gpt_neox_sites(const ModelConfig& c) {
   const auto d = static_cast<std::int32_t>(c.hidden_size);
   const auto i = static_cast<std::int32_t>(c.intermediate_size);
-  c.sites = {{Block::qkv, "attention.query_key_value", 0, 3 * d, RowOrder::by_head},
-             {Block::output, "attention.dense", 0, d},
-             {Block::up, "mlp.dense_h_to_4h", 0, i},
-             {Block::down, "mlp.dense_4h_to_h", 0, d}};
+  return {{Block::qkv, "attention.query_key_value", 0, 3 * d, RowOrder::by_head},
+          {Block::output, "attention.dense", 0, d},
+          {Block::up, "mlp.dense_h_to_4h", 0, i},
+          {Block::down, "mlp.dense_4h_to_h", 0, d}};
 }
 
 FamilyNames gpt_neox_names() {
@@ -58,6 +61,6 @@ FamilyNames gpt_neox_names() {
 
 }  // namespace
 
-const Family gpt_neox_family{"gpt_neox", "GPTNeoXForCausalLM", read_gpt_neox, gpt_neox_names};
+const Family gpt_neox_family{"gpt_neox", "GPTNeoXForCausalLM", read_gpt_neox, gpt_neox_sites, gpt_neox_names};
 
 }  // namespace fedpdpo

@@ -35,17 +35,20 @@ void read_llama_layout(const nlohmann::json& json, const std::filesystem::path& 
   c.activation = Activation::silu;
   c.tied_head = json_optional<bool>(json, "tie_word_embeddings", file).value_or(false);
   c.layer_prefix = "model.layers.";
+}
+
+std::vector<LinearSite> llama_sites(const ModelConfig& c) {
   const auto q = static_cast<std::int32_t>(c.num_heads * c.head_dim);
   const auto kv = static_cast<std::int32_t>(c.num_kv_heads * c.head_dim);
   const auto i = static_cast<std::int32_t>(c.intermediate_size);
   const auto d = static_cast<std::int32_t>(c.hidden_size);
-  c.sites = {{Block::qkv, "self_attn.q_proj", 0, q},
-             {Block::qkv, "self_attn.k_proj", q, q + kv},
-             {Block::qkv, "self_attn.v_proj", q + kv, q + 2 * kv},
-             {Block::output, "self_attn.o_proj", 0, d},
-             {Block::up, "mlp.gate_proj", 0, i},
-             {Block::up, "mlp.up_proj", i, 2 * i},
-             {Block::down, "mlp.down_proj", 0, d}};
+  return {{Block::qkv, "self_attn.q_proj", 0, q},
+          {Block::qkv, "self_attn.k_proj", q, q + kv},
+          {Block::qkv, "self_attn.v_proj", q + kv, q + 2 * kv},
+          {Block::output, "self_attn.o_proj", 0, d},
+          {Block::up, "mlp.gate_proj", 0, i},
+          {Block::up, "mlp.up_proj", i, 2 * i},
+          {Block::down, "mlp.down_proj", 0, d}};
 }
 
 FamilyNames llama_names() {
@@ -72,6 +75,6 @@ void read_llama(const nlohmann::json& json, const std::filesystem::path& file, M
 
 }  // namespace
 
-const Family llama_family{"llama", "LlamaForCausalLM", read_llama, llama_names};
+const Family llama_family{"llama", "LlamaForCausalLM", read_llama, llama_sites, llama_names};
 
 }  // namespace fedpdpo

@@ -14,9 +14,10 @@ struct LlamaDefaults {
   std::int64_t max_positions = 2048;
 };
 
-/// Everything but biases and attention windows.
+/// Everything but biases, attention windows and sites.
 void read_llama_layout(const nlohmann::json& json, const std::filesystem::path& file, const LlamaDefaults& defaults,
                        ModelConfig& config);
+std::vector<LinearSite> llama_sites(const ModelConfig& config);
 FamilyNames llama_names();
 
 }  // namespace fedpdpo

@@ -15,6 +15,6 @@ void read_mistral(const nlohmann::json& json, const std::filesystem::path& file,
 
 }  // namespace
 
-const Family mistral_family{"mistral", "MistralForCausalLM", read_mistral, llama_names};
+const Family mistral_family{"mistral", "MistralForCausalLM", read_mistral, llama_sites, llama_names};
 
 }  // namespace fedpdpo

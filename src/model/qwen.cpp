@@ -47,7 +47,7 @@ void read_qwen3(const nlohmann::json& json, const std::filesystem::path& file, M
 
 }  // namespace
 
-const Family qwen2_family{"qwen2", "Qwen2ForCausalLM", read_qwen2, llama_names};
-const Family qwen3_family{"qwen3", "Qwen3ForCausalLM", read_qwen3, llama_names};
+const Family qwen2_family{"qwen2", "Qwen2ForCausalLM", read_qwen2, llama_sites, llama_names};
+const Family qwen3_family{"qwen3", "Qwen3ForCausalLM", read_qwen3, llama_sites, llama_names};
 
 }  // namespace fedpdpo
