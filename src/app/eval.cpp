@@ -6,6 +6,7 @@
 #include "command_line_parts.hpp"
 #include "eval_results.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/fed/cohort.hpp"
 #include "fedpdpo/fed/model_scores.hpp"
 #include "fedpdpo/io/file.hpp"
 #include "fedpdpo/io/json.hpp"
@@ -203,8 +204,8 @@ int evaluate_command(const Communicator& world, const CommandLine& line) {
   const Backbone backbone = load_backbone(world, *backend, model, weight_type(execution));
   if (!reference) reference = reference_of(world, *backend, model, backbone.weights, pairs, partition, execution);
   const std::vector<ClientPair> list = client_data(partition, 0, *reference).of(line.saved.split);
-  const ScoringInput input{
-      world, *backend, model.config(), backbone.weights, pairs, execution.micro_rows > 0 ? execution.micro_rows : 1024};
+  const int micro_rows = execution.micro_rows > 0 ? execution.micro_rows : default_micro_rows(*backend);
+  const ScoringInput input{world, *backend, model.config(), backbone.weights, pairs, micro_rows};
   std::vector<ScoredModel> scored;
   for (const Candidate& candidate : candidates.models) {
     const TrainedModel trained = on_all_ranks(world, [&] { return candidate.read(); });
