@@ -12,12 +12,6 @@ constexpr std::int64_t format_version = 1;
 
 using Shape = std::vector<std::uint64_t>;
 
-template <class T>
-void write_list(Hdf5Writer& writer, std::string_view name, const std::vector<T>& values, std::string_view units,
-                std::string_view description) {
-  writer.write<T>(name, values, Shape{values.size()}, units, description);
-}
-
 void write_pairs(Hdf5Writer& writer, const EvaluationSetting& setting) {
   std::vector<std::uint32_t> file;
   std::vector<std::uint64_t> pair;
@@ -33,12 +27,12 @@ void write_pairs(Hdf5Writer& writer, const EvaluationSetting& setting) {
   }
   std::vector<std::string> domains;
   for (const PairFile& pairs : setting.pairs.files) domains.push_back(pairs.domain);
-  write_list(writer, "/pairs/file", file, "index", "pair file of each pair, in the order of --data");
-  write_list(writer, "/pairs/pair", pair, "index", "position of each pair in its file");
-  write_list(writer, "/pairs/label", label, "index", "category of each pair, in label_names");
-  write_list(writer, "/pairs/reference_chosen", chosen, "nat",
-             "log-probability of the chosen response under the reference, summed over its tokens");
-  write_list(writer, "/pairs/reference_rejected", rejected, "nat", "the same of the rejected response");
+  writer.write_list("/pairs/file", file, "index", "pair file of each pair, in the order of --data");
+  writer.write_list("/pairs/pair", pair, "index", "position of each pair in its file");
+  writer.write_list("/pairs/label", label, "index", "category of each pair, in label_names");
+  writer.write_list("/pairs/reference_chosen", chosen, "nat",
+                    "log-probability of the chosen response under the reference, summed over its tokens");
+  writer.write_list("/pairs/reference_rejected", rejected, "nat", "the same of the rejected response");
   writer.write_strings("/pairs/domain_names", domains, "name", "names of the domains, one a pair file");
   writer.write_strings("/pairs/label_names", setting.pairs.label_names, "name", "names of the categories");
 }
@@ -58,11 +52,11 @@ void write_models(Hdf5Writer& writer, const std::vector<ScoredModel>& models) {
   }
   writer.write_strings("/models/names", names, "name", "names of the models");
   writer.write_strings("/models/loss", losses, "name", "loss that each model's margins are of");
-  write_list(writer, "/models/client", client, "index", "client of the checkpoint that each model is of, -1: none's");
-  write_list(writer, "/models/flipped", flipped, "1", "1 for clients whose preferences were swapped in their run");
-  write_list(writer, "/models/reward_head", rewards, "1", "1 for models with a reward head");
-  write_list(writer, "/models/beta", beta, "1", "factor of the implicit margin");
-  write_list(writer, "/models/lambda", lambda, "1", "weight of the explicit margin");
+  writer.write_list("/models/client", client, "index", "client of the checkpoint that each model is of, -1: none's");
+  writer.write_list("/models/flipped", flipped, "1", "1 for clients whose preferences were swapped in their run");
+  writer.write_list("/models/reward_head", rewards, "1", "1 for models with a reward head");
+  writer.write_list("/models/beta", beta, "1", "factor of the implicit margin");
+  writer.write_list("/models/lambda", lambda, "1", "weight of the explicit margin");
 }
 
 void write_scores(Hdf5Writer& writer, const EvaluationSetting& setting, const std::vector<ScoredModel>& models) {
@@ -82,8 +76,12 @@ void write_scores(Hdf5Writer& writer, const EvaluationSetting& setting, const st
       return row;
     };
   };
-  const auto margin = [](std::vector<double> Evaluation::*member) {
-    return [member](const ScoredModel& model) { return evaluation_of(model.loss, model.scores).*member; };
+  std::vector<Evaluation> evaluations;
+  for (const ScoredModel& model : models) evaluations.push_back(evaluation_of(model.loss, model.scores));
+  const auto margin = [&](std::vector<double> Evaluation::*member) {
+    return [&, member](const ScoredModel& model) {
+      return evaluations[static_cast<std::size_t>(&model - models.data())].*member;
+    };
   };
   write("logp_chosen", "nat", "log-probability of the chosen response, summed over its tokens, by model and pair",
         field(&PairScores::log_prob_chosen));
@@ -130,8 +128,7 @@ void write_evaluation_file(const std::filesystem::path& path, const EvaluationSe
   writer.group("/config");
   writer.attribute<std::string>("/config", "command_line", setting.line.text);
   writer.attribute<std::string>("/config", "split", split_names[static_cast<std::size_t>(setting.line.saved.split)]);
-  writer.group("/environment");
-  for (const auto& [name, value] : environment) writer.attribute<std::string>("/environment", name, value);
+  writer.attributes("/environment", environment);
   write_pairs(writer, setting);
   write_models(writer, models);
   write_scores(writer, setting, models);

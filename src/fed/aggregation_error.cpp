@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/model/trained_model.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -75,9 +76,8 @@ std::vector<float> layer_slice(const ParameterLayout& layout, int layer, std::sp
   std::vector<float> slice;
   for_sites(layout, layer, [&](const LoraSite& site) {
     for (const int index : {site.a, site.b}) {
-      const Parameter& p = parameter(layout, index);
-      const auto first = shared.begin() + static_cast<std::ptrdiff_t>(p.offset);
-      slice.insert(slice.end(), first, first + static_cast<std::ptrdiff_t>(p.size()));
+      const std::span<const float> part = part_of(shared, parameter(layout, index));
+      slice.insert(slice.end(), part.begin(), part.end());
     }
   });
   return slice;

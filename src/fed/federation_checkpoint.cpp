@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "checkpoint_names.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/fed/federation.hpp"
@@ -13,8 +14,6 @@
 
 namespace fedpdpo {
 namespace {
-
-std::string group_file(int group) { return fmt::format("group-{:05}", group); }
 
 /// Options that do not change what a run computes: a checkpoint of other values is taken up all the same. The route of
 /// a fast sum changes its last bits, as the number of ranks does, which is free as well.

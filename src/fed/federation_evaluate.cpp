@@ -24,11 +24,6 @@ void Federation::use_backbone_of(int client) {
   policy_.use_backbone(found == backbones_.end() ? in_.weights : found->second.weights());
 }
 
-/// Of clients' present models.
-CohortParameters Federation::present_parameters() {
-  return clients_.buffers().parameters(personalization_ ? Adapter::personal : Adapter::shared);
-}
-
 /// How much a client's personal LoRA counts for each of these pairs; empty where it is not asked.
 std::vector<float> Federation::weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs) {
   if (!personalization_ || !personalization_->weighs_instances()) return {};
@@ -59,7 +54,17 @@ std::optional<std::vector<Evaluation>> Federation::evaluate_cohort(std::span<Hos
     models.push_back(
         {client->state.slot, client->data.of(split), client->state.lora_weight, own_instance_weights(*client, split)});
   use_backbone_of(cohort.front()->state.client);
-  return evaluate(in_.pairs, policy_, present_parameters(), models, loss_, cohort_.micro_rows, stop);
+  return evaluate(in_.pairs, policy_, clients_.buffers().parameters(present_adapter()), models, loss_,
+                  cohort_.micro_rows, stop);
+}
+
+/// A client's model with that LoRA, on pairs whose instance weights are given, on the backbone in use.
+Evaluation Federation::evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs,
+                                   std::span<const float> weights, Adapter adapter) {
+  const EvaluatedModel model{client.state.slot, pairs, client.state.lora_weight, weights};
+  return evaluate(in_.pairs, policy_, clients_.buffers().parameters(adapter), std::span(&model, 1), loss_,
+                  cohort_.micro_rows, nullptr)
+      ->front();
 }
 
 bool Federation::evaluate_all(Point point) {
@@ -134,12 +139,8 @@ CrossEvaluation Federation::cross_evaluate() {
     std::vector<double> accuracies;
     for (const std::vector<ClientPair>& pairs : tests) {
       const std::vector<float> weights = weigh_instances(client, pairs);
-      const EvaluatedModel model{client.state.slot, pairs, client.state.lora_weight, weights};
       use_backbone_of(client.state.client);
-      accuracies.push_back(
-          evaluate(in_.pairs, policy_, present_parameters(), std::span(&model, 1), loss_, cohort_.micro_rows, nullptr)
-              ->front()
-              .accuracy);
+      accuracies.push_back(evaluate_on(client, pairs, weights, present_adapter()).accuracy);
     }
     own.add(client.state.client, accuracies);
     return true;
@@ -180,10 +181,7 @@ NewClients Federation::fit_new_clients() {
       const std::vector<ClientPair>& pairs = client.data.of(split);
       std::vector<float> weights;
       if (adapter == Adapter::personal) weights = weigh_instances(client, pairs);
-      const EvaluatedModel model{client.state.slot, pairs, client.state.lora_weight, weights};
-      return evaluate(in_.pairs, policy_, clients_.buffers().parameters(adapter), std::span(&model, 1), loss_,
-                      cohort_.micro_rows, nullptr)
-          ->front();
+      return evaluate_on(client, pairs, weights, adapter);
     };
     std::size_t best = 0;
     double best_loss = std::numeric_limits<double>::infinity();

@@ -5,14 +5,10 @@
 
 #include <algorithm>
 
+#include "checkpoint_names.hpp"
 #include "fedpdpo/core/error.hpp"
 
 namespace fedpdpo {
-namespace {
-
-std::string file_name(int client) { return fmt::format("client-{:05}", client); }
-
-}  // namespace
 
 ClientData client_data(const Partition& partition, int client, const ReferenceLogProbs& reference) {
   const ClientShare& share = partition.clients[static_cast<std::size_t>(client)];
@@ -151,13 +147,13 @@ void HostedClients::save(CheckpointWriter& writer) const {
       backend_.copy_to_host(host.data(), tensor.view().data, host.size() * sizeof(float));
       file.put("method." + name, std::span<const float>(host));
     }
-    writer.add(file_name(client.state.client), file);
+    writer.add(client_file(client.state.client), file);
   }
 }
 
 void HostedClients::load(const CheckpointReader& reader) {
   for (HostedClient& client : clients_) {
-    const SafetensorsFile file = reader.open(file_name(client.state.client));
+    const SafetensorsFile file = reader.open(client_file(client.state.client));
     const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.size())};
     store_->write(client.state, StateRow::values, file.read<float>("values", shape));
     store_->write(client.state, StateRow::first_moment, file.read<float>("first_moment", shape));

@@ -24,8 +24,7 @@ PairScores scores_from(const double* field, const ClientPair& pair) {
   s.reward_rejected = field[3];
   s.length_chosen = static_cast<int>(field[4]);
   s.length_rejected = static_cast<int>(field[5]);
-  s.reference_chosen = pair.reference_chosen;
-  s.reference_rejected = pair.reference_rejected;
+  add_reference(s, pair);
   return s;
 }
 

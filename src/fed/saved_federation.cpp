@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "checkpoint_names.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/fed/moving_backbone.hpp"
 #include "fedpdpo/fed/registry.hpp"
@@ -99,7 +100,7 @@ std::string SavedFederation::refuses_shared() const {
 
 std::vector<float> SavedFederation::residual_of(int group) const {
   if (!method_->moves_backbone()) return {};
-  const SafetensorsFile file = reader_.open(fmt::format("group-{:05}", group));
+  const SafetensorsFile file = reader_.open(group_file(group));
   const std::int64_t shape[] = {static_cast<std::int64_t>(residual_size(layout_, config_))};
   const auto residual = file.read<float>("residual", shape);
   return {residual.begin(), residual.end()};
@@ -109,7 +110,7 @@ TrainedModel SavedFederation::client_model(int client) const {
   check(refuses_client(client).empty(), "a model that is refused");
   TrainedModel model{options_.adapter};
   model.options.personal_lora = PersonalLora::none;
-  const SafetensorsFile file = reader_.open(fmt::format("client-{:05}", client));
+  const SafetensorsFile file = reader_.open(client_file(client));
   const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.size())};
   const Adapter adapter = options_.adapter.personal_lora == PersonalLora::none ? Adapter::shared : Adapter::personal;
   const ParameterLayout layout = model.layout(config_);
@@ -133,7 +134,7 @@ TrainedModel SavedFederation::shared_model(int group) const {
   if (!layout_.is_shared(Group::head)) modules.head = HeadKind::frozen;
   if (!layout_.is_shared(Group::bottleneck)) modules.bottleneck = 0;
   if (!layout_.is_shared(Group::reward)) modules.reward_head = false;
-  const SafetensorsFile file = reader_.open(fmt::format("group-{:05}", group));
+  const SafetensorsFile file = reader_.open(group_file(group));
   const std::int64_t shape[] = {static_cast<std::int64_t>(layout_.shared_size())};
   // A factor that never moves is where every client's started.
   std::vector<float> values(layout_.size());

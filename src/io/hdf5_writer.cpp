@@ -207,6 +207,11 @@ Hdf5Writer& Hdf5Writer::operator=(Hdf5Writer&&) noexcept = default;
 
 void Hdf5Writer::group(std::string_view name) { impl_->group(name); }
 
+void Hdf5Writer::attributes(std::string_view name, const std::map<std::string, std::string>& facts) {
+  group(name);
+  for (const auto& [fact, value] : facts) attribute<std::string>(name, fact, value);
+}
+
 template <class T>
 void Hdf5Writer::attribute(std::string_view object, std::string_view name, const T& value) {
   const auto found = impl_->nodes.find(std::string(object));

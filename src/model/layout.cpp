@@ -10,6 +10,7 @@
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/random.hpp"
+#include "stored_sites.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -113,7 +114,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const AdapterOptions
             sites.push_back({.begin = site.begin,
                              .end = site.end,
                              .u_begin = static_cast<std::int32_t>(index) * options.lora_rank});
-          std::string name = fmt::format("{}{}.{}.", config.layer_prefix, layer, site.module);
+          const std::string name = module_name(config, layer, site) + ".";
           const std::int64_t outputs = site.end - site.begin;
           if (group == Group::lora_a) sites[index].a = add(name + "lora_A.weight", group, r, width, s);
           if (group == Group::lora_b) sites[index].b = add(name + "lora_B.weight", group, outputs, r, s);

@@ -73,9 +73,8 @@ class Merger {
       for (int b = 0; b < num_blocks; ++b) {
         const auto block = static_cast<Block>(b);
         for (const LoraSite& place : layout_.sites(static_cast<int>(layer), block)) {
-          const LinearSite* site = nullptr;
-          for (const LinearSite& candidate : config_.sites)
-            if (candidate.block == block && candidate.begin == place.begin) site = &candidate;
+          const int index = layout_.parameters()[static_cast<std::size_t>(place.a)].site;
+          const LinearSite* const site = &config_.sites[static_cast<std::size_t>(index)];
           Change change{site, factor(place.a), factor(place.b), {}, layout_.options().lora_rank};
           if (!model_.residual.empty()) {
             const auto size = static_cast<std::size_t>((place.end - place.begin) * config_.block_shape(block)[1]);

@@ -132,7 +132,7 @@ class Loader {
     const StoredTensor& tensor = folder_.tensor(name);
     if (tensor.shape != shape)
       throw InputError(folder_.file_of(name).string(), name, "shape " + shape_text(shape), shape_text(tensor.shape));
-    if (tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 && tensor.type != StoredType::f16)
+    if (!is_weight_type(tensor.type))
       throw InputError(folder_.file_of(name).string(), name, "dtype F32, BF16 or F16", stored_type_name(tensor.type));
     return {tensor.bytes.data(), tensor.type};
   }
@@ -191,9 +191,10 @@ ModelFolder::ModelFolder(const std::filesystem::path& folder) : path_(folder) {
 }
 
 std::string ModelFolder::content_hash() const {
+  if (!content_hash_.empty()) return content_hash_;
   std::string all = sha256_file(path_ / "config.json");
   for (const SafetensorsFile& file : files_) all += sha256_file(file.path());
-  return sha256(std::as_bytes(std::span(all)));
+  return content_hash_ = sha256(std::as_bytes(std::span(all)));
 }
 
 const StoredTensor& ModelFolder::tensor(const std::string& name) const {

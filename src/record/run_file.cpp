@@ -14,17 +14,6 @@ constexpr std::int64_t format_version = 1;
 
 using Shape = std::vector<std::uint64_t>;
 
-template <class T>
-void write_list(Hdf5Writer& writer, std::string_view name, const std::vector<T>& values, std::string_view units,
-                std::string_view description) {
-  writer.write<T>(name, values, Shape{values.size()}, units, description);
-}
-
-void write_attributes(Hdf5Writer& writer, std::string_view group, const std::map<std::string, std::string>& facts) {
-  writer.group(group);
-  for (const auto& [name, value] : facts) writer.attribute<std::string>(group, name, value);
-}
-
 // The pairs of one split, client after client.
 void write_split(Hdf5Writer& writer, const Partition& partition, std::size_t split) {
   std::vector<std::uint32_t> files;
@@ -39,10 +28,10 @@ void write_split(Hdf5Writer& writer, const Partition& partition, std::size_t spl
   }
   const std::string name = split_names[split];
   const std::string group = "/partition/" + name;
-  write_list(writer, group + "/file", files, "index", "pair file of each " + name + " pair, in the order of --data");
-  write_list(writer, group + "/pair", indices, "index", "position of each " + name + " pair in its file");
-  write_list(writer, group + "/offsets", offsets, "pairs",
-             "client c's " + name + " pairs are entries offsets[c] up to offsets[c + 1]");
+  writer.write_list(group + "/file", files, "index", "pair file of each " + name + " pair, in the order of --data");
+  writer.write_list(group + "/pair", indices, "index", "position of each " + name + " pair in its file");
+  writer.write_list(group + "/offsets", offsets, "pairs",
+                    "client c's " + name + " pairs are entries offsets[c] up to offsets[c + 1]");
 }
 
 }  // namespace
@@ -57,12 +46,12 @@ RunFile::RunFile(std::filesystem::path path) : path_(std::move(path)) {
 }
 
 void RunFile::write_config(const std::map<std::string, std::string>& options, const std::string& command_line) {
-  write_attributes(writer_, "/config", options);
+  writer_.attributes("/config", options);
   writer_.attribute<std::string>("/config", "command_line", command_line);
 }
 
 void RunFile::write_environment(const std::map<std::string, std::string>& facts) {
-  write_attributes(writer_, "/environment", facts);
+  writer_.attributes("/environment", facts);
 }
 
 void RunFile::write_partition(const PairSet& pairs, const Partition& partition) {
@@ -80,22 +69,22 @@ void RunFile::write_partition(const PairSet& pairs, const Partition& partition) 
   for (const PairFile& file : pairs.files) domain_names.push_back(file.domain);
 
   writer_.write_strings("/partition/client_names", client_names, "name", "names of the clients");
-  write_list(writer_, "/partition/client_domain", client_domain, "index", "domain of each client");
+  writer_.write_list("/partition/client_domain", client_domain, "index", "domain of each client");
   writer_.write_strings("/partition/domain_names", domain_names, "name", "names of the domains, one a pair file");
   writer_.write_strings("/partition/label_names", pairs.label_names, "name", "names of the categories");
   writer_.write<std::int64_t>("/partition/label_histogram", partition.label_histogram(pairs),
                               Shape{num_clients, split_names.size(), pairs.label_names.size()}, "pairs",
                               "pairs by client, split (train, validation, test) and category");
-  write_list(writer_, "/partition/flipped", flipped, "1",
-             "1 for clients whose pairs have chosen and rejected swapped, else 0");
-  write_list(writer_, "/partition/is_new", is_new, "1", "1 for clients that never train, else 0");
+  writer_.write_list("/partition/flipped", flipped, "1",
+                     "1 for clients whose pairs have chosen and rejected swapped, else 0");
+  writer_.write_list("/partition/is_new", is_new, "1", "1 for clients that never train, else 0");
   for (std::size_t split = 0; split < split_names.size(); ++split) write_split(writer_, partition, split);
 }
 
 void RunFile::write_history(const History& history) {
   std::vector<std::int64_t> rounds(history.num_rows());
   std::iota(rounds.begin(), rounds.end(), 0);
-  write_list(writer_, "/rounds/round", rounds, "round", "number of the round; 0 is the state before training");
+  writer_.write_list("/rounds/round", rounds, "round", "number of the round; 0 is the state before training");
   for (const auto& [path, series] : history.series()) {
     Shape shape{history.num_rows()};
     // A federation of one client is a federation: its axis stays.
@@ -115,15 +104,15 @@ void RunFile::write_final(const FinalMargins& margins) {
     files.push_back(id.file);
     indices.push_back(id.index);
   }
-  write_list(writer_, "/final/test/client", margins.client, "index", "client that each test pair belongs to");
-  write_list(writer_, "/final/test/file", files, "index", "pair file of each test pair, in the order of --data");
-  write_list(writer_, "/final/test/pair", indices, "index", "position of each test pair in its file");
-  write_list(writer_, "/final/test/margin", margins.margin, "nat",
-             "margin of chosen over rejected by the client's final model: implicit + lambda * explicit");
-  write_list(writer_, "/final/test/margin_implicit", margins.margin_implicit, "nat",
-             "implicit margin: beta * difference of the log-ratios of policy and reference");
-  write_list(writer_, "/final/test/margin_explicit", margins.margin_explicit, "nat",
-             "explicit margin: difference of the reward head's outputs, before lambda");
+  writer_.write_list("/final/test/client", margins.client, "index", "client that each test pair belongs to");
+  writer_.write_list("/final/test/file", files, "index", "pair file of each test pair, in the order of --data");
+  writer_.write_list("/final/test/pair", indices, "index", "position of each test pair in its file");
+  writer_.write_list("/final/test/margin", margins.margin, "nat",
+                     "margin of chosen over rejected by the client's final model: implicit + lambda * explicit");
+  writer_.write_list("/final/test/margin_implicit", margins.margin_implicit, "nat",
+                     "implicit margin: beta * difference of the log-ratios of policy and reference");
+  writer_.write_list("/final/test/margin_explicit", margins.margin_explicit, "nat",
+                     "explicit margin: difference of the reward head's outputs, before lambda");
 }
 
 void RunFile::write_cross(const CrossEvaluation& cross) {
@@ -136,13 +125,13 @@ void RunFile::write_new_clients(const NewClients& clients) {
   const std::string at = "/final/new_clients/";
   writer_.group("/final/new_clients");
   writer_.attribute<std::int64_t>("/final/new_clients", "steps", clients.steps);
-  write_list(writer_, at + "client", clients.client, "index", "clients that never took part in a round");
-  write_list(writer_, at + "group", clients.group, "index", "aggregation group whose LoRA each of them received");
-  write_list(writer_, at + "accuracy_received", clients.accuracy_received, "1",
-             "test accuracy with the received LoRA, private modules at their start");
-  write_list(writer_, at + "accuracy_fitted", clients.accuracy_fitted, "1",
-             "test accuracy after `steps` steps of fitting the private modules on the client's train pairs");
-  write_list(writer_, at + "loss_fitted", clients.loss_fitted, "nat", "test loss after fitting");
+  writer_.write_list(at + "client", clients.client, "index", "clients that never took part in a round");
+  writer_.write_list(at + "group", clients.group, "index", "aggregation group whose LoRA each of them received");
+  writer_.write_list(at + "accuracy_received", clients.accuracy_received, "1",
+                     "test accuracy with the received LoRA, private modules at their start");
+  writer_.write_list(at + "accuracy_fitted", clients.accuracy_fitted, "1",
+                     "test accuracy after `steps` steps of fitting the private modules on the client's train pairs");
+  writer_.write_list(at + "loss_fitted", clients.loss_fitted, "nat", "test loss after fitting");
 }
 
 void RunFile::flush() {

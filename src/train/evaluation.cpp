@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "fedpdpo/core/error.hpp"
-#include "scoring.hpp"
 
 namespace fedpdpo {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/random.hpp"
-#include "scoring.hpp"
+#include "fedpdpo/train/evaluation.hpp"
 
 namespace fedpdpo {
 namespace {

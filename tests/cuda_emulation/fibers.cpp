@@ -12,15 +12,7 @@ jmp_buf scheduler;
 
 const bool fibers_are_threads = false;
 
-std::unique_ptr<Fiber> make_fiber(void (*entry)()) {
-  auto fiber = std::make_unique<Fiber>();
-  fiber->stack = std::make_unique<std::byte[]>(kStackBytes);
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack.get();
-  fiber->context.uc_stack.ss_size = kStackBytes;
-  makecontext(&fiber->context, entry, 0);
-  return fiber;
-}
+std::unique_ptr<Fiber> make_fiber(void (*entry)()) { return prepared_fiber(entry, kStackBytes); }
 
 void switch_to(Fiber& fiber) {
   if (_setjmp(scheduler) != 0) return;

@@ -25,6 +25,16 @@ extern const bool fibers_are_threads;
 
 /// A fiber that begins with entry(), which never returns.
 std::unique_ptr<Fiber> make_fiber(void (*entry)());
+/// The same for builds of fibers: its stack and its context.
+inline std::unique_ptr<Fiber> prepared_fiber(void (*entry)(), std::size_t stack_bytes) {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->stack = std::make_unique<std::byte[]>(stack_bytes);
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.get();
+  fiber->context.uc_stack.ss_size = stack_bytes;
+  makecontext(&fiber->context, entry, 0);
+  return fiber;
+}
 /// Goes on there until it leaves.
 void switch_to(Fiber& fiber);
 /// Called on the fiber that runs: back to who switched to it.

@@ -26,13 +26,8 @@ void* scheduler_identity = nullptr;
 const bool fibers_are_threads = true;
 
 std::unique_ptr<Fiber> make_fiber(void (*entry)()) {
-  auto fiber = std::make_unique<Fiber>();
-  fiber->stack = std::make_unique<std::byte[]>(kStackBytes);
+  auto fiber = prepared_fiber(entry, kStackBytes);
   fiber->identity = __tsan_create_fiber(0);
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack.get();
-  fiber->context.uc_stack.ss_size = kStackBytes;
-  makecontext(&fiber->context, entry, 0);
   return fiber;
 }
 

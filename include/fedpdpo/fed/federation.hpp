@@ -99,7 +99,9 @@ class Federation {
   // evaluation (federation_evaluate.cpp)
   void use_backbone_of(int client);
   const std::vector<float>& own_instance_weights(const HostedClient& client, Split split);
-  CohortParameters present_parameters();
+  Adapter present_adapter() const { return personalization_ ? Adapter::personal : Adapter::shared; }
+  Evaluation evaluate_on(const HostedClient& client, std::span<const ClientPair> pairs, std::span<const float> weights,
+                         Adapter adapter);
   std::optional<std::vector<Evaluation>> evaluate_cohort(std::span<HostedClient* const> cohort, Split split,
                                                          const std::function<bool()>& stop);
   std::vector<float> weigh_instances(const HostedClient& client, std::span<const ClientPair> pairs);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -64,6 +65,8 @@ class Hdf5Writer {
 
   /// Makes a group and its missing parents; no error if it exists.
   void group(std::string_view name);
+  /// A group with these attributes.
+  void attributes(std::string_view group, const std::map<std::string, std::string>& facts);
   /// Sets (replaces) an attribute of a group or dataset that exists. T: std::string, std::int64_t, double.
   template <class T>
   void attribute(std::string_view object, std::string_view name, const T& value);
@@ -72,6 +75,12 @@ class Hdf5Writer {
   template <class T>
   void write(std::string_view dataset, std::span<const T> values, std::span<const std::uint64_t> shape,
              std::string_view units, std::string_view description);
+  /// The same for a list.
+  template <class T>
+  void write_list(std::string_view dataset, const std::vector<T>& values, std::string_view units,
+                  std::string_view description) {
+    write<T>(dataset, values, std::vector<std::uint64_t>{values.size()}, units, description);
+  }
   void write_strings(std::string_view dataset, std::span<const std::string> values, std::string_view units,
                      std::string_view description);
   /// Writes the file as it is now; all or nothing. The same content gives the same bytes (no time stamps).

@@ -42,6 +42,7 @@ class ModelFolder {
   ModelConfig config_;
   std::string tokenizer_sha256_;
   std::vector<SafetensorsFile> files_;
+  mutable std::string content_hash_;  // once it has been asked for
   std::map<std::string, std::size_t> location_;
 };
 

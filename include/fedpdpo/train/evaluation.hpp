@@ -13,6 +13,14 @@
 
 namespace fedpdpo {
 
+inline void add_reference(PairScores& scores, const ClientPair& pair) {
+  scores.reference_chosen = pair.reference_chosen;
+  scores.reference_rejected = pair.reference_rejected;
+}
+
+/// A margin's share of the accuracy: a tie counts one half.
+inline double half_ties(double margin) { return margin > 0 ? 1.0 : (margin == 0 ? 0.5 : 0.0); }
+
 /// Margins and losses of one client's pairs of one split, and their means.
 struct Evaluation {
   std::vector<double> margin, margin_implicit, margin_explicit;  // by pair
