@@ -39,7 +39,7 @@ nlohmann::json result_json(const BenchResult& r) {
   json["share_of_ceiling"] = r.share_of_ceiling();
   json["share_of_layers"] = r.share_of_layers();
   for (const auto& [operation, time] : r.profile)
-    json["profile"][operation] = {{"seconds", time.seconds}, {"calls", time.calls}};
+    json["profile"][operation] = {{"seconds", time.seconds}, {"calls", time.calls}, {"bytes", time.bytes}};
   return json;
 }
 
@@ -82,8 +82,9 @@ std::string bench_profile(const BenchResult& r) {
   std::string text =
       fmt::format("    {:.5f} s in operations, each waited for (a step takes {:.5f} s)\n", sum, r.step_seconds());
   for (const auto& [operation, time] : times)
-    text += fmt::format("    {:<32} {:>7} calls {:>10.5f} s {:>6.1f} %\n", operation, time.calls, time.seconds,
-                        100 * time.seconds / sum);
+    text +=
+        fmt::format("    {:<32} {:>7} calls {:>10.5f} s {:>6.1f} % {:>8.1f} MB {:>8.1f} GB/s\n", operation, time.calls,
+                    time.seconds, 100 * time.seconds / sum, time.bytes / 1e6, time.bytes / 1e9 / time.seconds);
   return text;
 }
 

@@ -121,6 +121,24 @@ void Backend::do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, fl
   do_rms_norm(sum, w, eps, y);
 }
 
+void Backend::residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum, View d_delta,
+                                         View y) {
+  const Contract contract("residual_rms_norm_backward");
+  contract.matrix(sum, "sum").matrix(w, "w", 1, sum.cols).matrix(d_sum, "d_sum", sum.rows, sum.cols);
+  contract.activations(*this, d_y, "d_y", sum.rows, sum.cols);
+  contract.matrix(d_delta, "d_delta", sum.rows, sum.cols, d_y.dtype).matrix(y, "y", sum.rows, sum.cols, d_y.dtype);
+  contract.require(sum.size() == 0 || (d_delta.data != d_y.data && y.data != d_y.data && y.data != d_delta.data),
+                   "d_y, d_delta and y lie apart");
+  if (sum.size() > 0) do_residual_rms_norm_backward(sum, w, eps, d_y, d_sum, d_delta, y);
+}
+
+void Backend::do_residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum,
+                                            View d_delta, View y) {
+  do_rms_norm_backward(sum, w, eps, d_y, d_sum, Write::accumulate);
+  do_copy(d_sum, d_delta);
+  do_rms_norm(sum, w, eps, y);
+}
+
 void Backend::add(ConstView a, ConstView b, View y) {
   const Contract contract("add");
   contract.matrix(a, "a").activations(*this, b, "b", a.rows, a.cols).matrix(y, "y", a.rows, a.cols);
@@ -161,10 +179,7 @@ void Backend::linear(ConstView x, ConstView w, ConstView bias, View y, Write mod
   contract.require(w.dtype == DType::bf16 || (x.dtype == DType::f32 && y.dtype == DType::f32),
                    "bf16 activations go with bf16 weights");
   contract.require(w.rows > 0 && w.cols > 0, "weights are not empty");
-  if (bias.cols > 0) {
-    contract.matrix(bias, "bias", 1, w.rows);
-    contract.require(mode == Write::overwrite, "bias only with overwrite");
-  }
+  if (bias.cols > 0) contract.matrix(bias, "bias", 1, w.rows);
   if (x.rows > 0) do_linear(x, w, bias, y, mode);
 }
 
@@ -211,11 +226,12 @@ void Backend::gated_activation(Activation kind, ConstView x, View y) {
   if (y.size() > 0) do_gated_activation(kind, x, y);
 }
 
-void Backend::gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void Backend::gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   const Contract contract("gated_activation_backward");
   contract.activations(*this, d_y, "d_y").matrix(x, "x", d_y.rows, 2 * d_y.cols, d_y.dtype);
   contract.matrix(d_x, "d_x", d_y.rows, 2 * d_y.cols, d_y.dtype);
-  if (d_y.size() > 0) do_gated_activation_backward(kind, x, d_y, d_x);
+  if (y.rows > 0) contract.matrix(y, "y", d_y.rows, d_y.cols, d_y.dtype);
+  if (d_y.size() > 0) do_gated_activation_backward(kind, x, d_y, d_x, y);
 }
 
 void Backend::activation(Activation kind, ConstView x, View y) {
@@ -223,11 +239,12 @@ void Backend::activation(Activation kind, ConstView x, View y) {
   if (x.size() > 0) do_activation(kind, x, y);
 }
 
-void Backend::activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void Backend::activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   const Contract contract("activation_backward");
   contract.activations(*this, x, "x").matrix(d_y, "d_y", x.rows, x.cols, x.dtype);
   contract.matrix(d_x, "d_x", x.rows, x.cols, x.dtype);
-  if (x.size() > 0) do_activation_backward(kind, x, d_y, d_x);
+  if (y.rows > 0) contract.matrix(y, "y", x.rows, x.cols, x.dtype);
+  if (x.size() > 0) do_activation_backward(kind, x, d_y, d_x, y);
 }
 
 void Backend::dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) {
@@ -245,12 +262,14 @@ void Backend::log_softmax(ConstView logits, ConstView targets, View log_prob, Vi
   if (logits.rows > 0) do_log_softmax(logits, targets, log_prob, lse);
 }
 
-void Backend::log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) {
+void Backend::log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                                   View d_logits) {
   const Contract contract("log_softmax_backward");
   contract.matrix(logits, "logits").matrix(targets, "targets", 1, logits.rows, DType::i32);
   contract.matrix(lse, "lse", 1, logits.rows).matrix(coefficient, "coefficient", 1, logits.rows);
+  contract.activations(*this, d_logits, "d_logits", logits.rows, logits.cols);
   contract.require(logits.cols > 0 || logits.rows == 0, "the vocabulary is not empty");
-  if (logits.rows > 0) do_log_softmax_backward(targets, lse, coefficient, logits);
+  if (logits.rows > 0) do_log_softmax_backward(targets, lse, coefficient, logits, d_logits);
 }
 
 void Backend::adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) {

@@ -26,18 +26,18 @@ void Backend::grouped_outer(std::span<const MemberRows> members, float alpha, Co
 }
 
 void Backend::low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                          std::span<const LowRankSite> sites, View y) {
+                          std::span<const LowRankSite> sites, View y, Write mode) {
   const Contract contract("low_rank_up");
   contract.matrix(u, "u").activations(*this, y, "y", u.rows, y.cols).members(members, u.rows);
   contract.sites(sites, u.cols, y.cols);
-  do_low_rank_up(members, alpha, u, sites, y);
+  do_low_rank_up(members, alpha, u, sites, y, mode);
 }
 
 void Backend::do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                             std::span<const LowRankSite> sites, View y) {
+                             std::span<const LowRankSite> sites, View y, Write mode) {
   for (const LowRankSite& site : sites)
     do_grouped_matmul(members, Multiply::by_transpose, alpha, u.columns(site.u_begin, site.u_begin + site.b.cols),
-                      site.b, y.columns(site.begin, site.end), Write::accumulate);
+                      site.b, y.columns(site.begin, site.end), mode);
 }
 
 void Backend::low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,

@@ -16,6 +16,20 @@ DType activations_for(const Backend& backend, const Weights& weights) {
   return half && backend.supports_bf16_activations() ? DType::bf16 : DType::f32;
 }
 
+bool covers(std::span<const LoraSite> sites, std::int64_t columns) {
+  std::int64_t covered = 0;
+  for (const LoraSite& site : sites)
+    if (site.begin == covered) covered = site.end;
+  return covered == columns;
+}
+
+bool cover(std::span<const MemberRows> members, std::int64_t rows) {
+  std::int64_t covered = 0;
+  for (const MemberRows& member : members)
+    if (member.begin == covered) covered = member.end;
+  return covered == rows;
+}
+
 View indices(const Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
 
 }  // namespace
@@ -170,17 +184,17 @@ std::span<const LowRankSite> Decoder::lora_sites(const CohortParameters& p, cons
   return sites_;
 }
 
-/// y += s B u with u = w A x, w by row.
+/// y (+)= s B u with u = w A x, w by row.
 void Decoder::lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights,
-                        int layer, Block block, ConstView input, View u, View y) {
+                        int layer, Block block, ConstView input, View u, View y, Write mode) {
   backend_.grouped_matmul(batch.members, Multiply::by_transpose, 1.0f, input,
                           layout_.stacked_a(layer, block, adapter, p.values, p.slot_stride), u, Write::overwrite);
   if (row_weights.data) backend_.scale_rows(row_weights, u);
-  backend_.low_rank_up(batch.members, layout_.lora_scale(), u, lora_sites(p, {}, adapter, layer, block), y);
+  backend_.low_rank_up(batch.members, layout_.lora_scale(), u, lora_sites(p, {}, adapter, layer, block), y, mode);
 }
 
 void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
-                           Block block, LayerBuffers& buffers, ConstView x, View y) {
+                           Block block, LayerBuffers& buffers, ConstView x, View y, Write mode) {
   std::span<const LoraSite> sites = layout_.sites(layer, block);
   if (sites.empty()) return;
   View u = buffers.low_rank[at(block)].first(x.rows);
@@ -192,18 +206,22 @@ void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, co
   }
   const LoraWeights& weights = batch.lora_weights;
   if (!weights.personal.data) {
-    lora_term(batch, p, p.adapter, weights.shared, layer, block, input, u, y);
+    lora_term(batch, p, p.adapter, weights.shared, layer, block, input, u, y, mode);
     return;
   }
-  lora_term(batch, p, Adapter::shared, weights.shared, layer, block, input, u, y);
-  lora_term(batch, p, Adapter::personal, weights.personal, layer, block, input, u, y);
+  lora_term(batch, p, Adapter::shared, weights.shared, layer, block, input, u, y, mode);
+  lora_term(batch, p, Adapter::personal, weights.personal, layer, block, input, u, y, Write::accumulate);
 }
 
+/// LoRA's term comes first where its sites cover y: it is then written alone, and the large product adds to it while it
+/// computes; a term that is added later reads y once more.
 void Decoder::linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                      Block block, LayerBuffers& buffers, ConstView x, View y) {
   const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
-  backend_.linear(x, w.weight[at(block)], w.bias[at(block)], y, Write::overwrite);
-  lora_forward(batch, p, dropout, layer, block, buffers, x, y);
+  const bool term_first = covers(layout_.sites(layer, block), y.cols);
+  if (term_first) lora_forward(batch, p, dropout, layer, block, buffers, x, y, Write::overwrite);
+  backend_.linear(x, w.weight[at(block)], w.bias[at(block)], y, term_first ? Write::accumulate : Write::overwrite);
+  if (!term_first) lora_forward(batch, p, dropout, layer, block, buffers, x, y, Write::accumulate);
 }
 
 void Decoder::load(const BatchView& batch, Pass pass) {
@@ -220,6 +238,7 @@ ConstView Decoder::run(const BatchView& batch, const CohortParameters& parameter
                        const LoraDropout& dropout) {
   const std::int64_t rows = batch.num_rows();
   check(rows <= (pass == Pass::train ? train_rows_ : evaluate_rows_), "run: the batch has not been loaded");
+  check(layout_.options().lora_rank == 0 || cover(batch.members, rows), "run: rows that belong to no member");
   check(!batch.lora_weights.personal.data || pass == Pass::evaluate, "two LoRAs at once are for evaluation");
   View tokens = indices(tokens_, rows), positions = indices(positions_, rows);
 

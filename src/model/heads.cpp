@@ -95,6 +95,13 @@ void Heads::logits(std::span<const MemberRows> members, const CohortParameters& 
                           layout_.matrix(layout_.head_q, p.values, p.slot_stride), logits, Write::accumulate);
 }
 
+bool Heads::takes_half_gradients() const {
+  if (layout_.head_weight >= 0 || weights_.head.dtype != DType::bf16 || !backend_.supports_bf16_activations())
+    return false;
+  // Products of a low-rank head take bf16 rows of whole 16 bytes.
+  return layout_.head_q < 0 || config_.vocab_size % 8 == 0;
+}
+
 void Heads::logits_backward(std::span<const MemberRows> members, const CohortParameters& p, const CohortGradients& g,
                             ConstView z, ConstView d_logits, View d_z) {
   const bool wanted = g.wants(Group::head);

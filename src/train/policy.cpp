@@ -88,7 +88,7 @@ void Policy::rewards(const PackedBatch& batch, const CohortParameters& p, ConstV
 
 void Policy::head_forward(const CohortParameters& p, ConstView z, const Chunk& chunk, View log_prob) {
   const std::int64_t n = chunk.target_end - chunk.target_begin;
-  View z_rows = z_targets_.first(n), logits = logits_.first(n);
+  View z_rows = z_targets_.first(n), logits = this->logits(n);
   View lse{lse_.view().data, 1, n, n, DType::f32};
   backend_.gather_rows(z, target_indices(target_rows_, chunk), z_rows);
   heads_.logits(chunk_members_, p, z_rows, logits);
@@ -97,11 +97,12 @@ void Policy::head_forward(const CohortParameters& p, ConstView z, const Chunk& c
 
 void Policy::head_backward(const CohortParameters& p, const CohortGradients& g, const Chunk& chunk, View d_z) {
   const std::int64_t n = chunk.target_end - chunk.target_begin;
-  View logits = logits_.first(n), d_rows = d_z_targets_.first(n);
+  View logits = this->logits(n), d_rows = d_z_targets_.first(n);
+  View d_logits = heads_.takes_half_gradients() ? half_rows(logits) : logits;
   const auto by_target = [&](const Tensor& tensor) { return ConstView{tensor.view().data, 1, n, n, DType::f32}; };
-  backend_.log_softmax_backward(target_indices(target_tokens_, chunk), by_target(lse_), by_target(coefficient_),
-                                logits);
-  heads_.logits_backward(chunk_members_, p, g, z_targets_.first(n), logits, d_rows);
+  backend_.log_softmax_backward(target_indices(target_tokens_, chunk), by_target(lse_), by_target(coefficient_), logits,
+                                d_logits);
+  heads_.logits_backward(chunk_members_, p, g, z_targets_.first(n), d_logits, d_rows);
   backend_.scatter_add_rows(d_rows, target_indices(target_rows_, chunk), d_z);
 }
 

@@ -15,7 +15,7 @@ std::size_t bytes_of(std::int64_t n) { return static_cast<std::size_t>(n) * 4; }
 }  // namespace
 
 std::size_t Policy::buffer_bytes(std::int64_t rows, Pass pass) const {
-  const std::int64_t head = std::min(rows, chunk_rows_) * (config_.vocab_size + 2 * config_.hidden_size);
+  const std::int64_t head = std::min(rows, chunk_rows_) * (logits_stride() + 2 * config_.hidden_size);
   const std::int64_t modules = rows * (4 * config_.hidden_size + 3 * layout_.options().bottleneck);
   return decoder_.buffer_bytes(rows, pass) + bytes_of(head + modules);
 }
@@ -31,7 +31,7 @@ void Policy::reserve(const PackedBatch& batch, bool train) {
   const std::int64_t d = config_.hidden_size, targets = batch.num_targets(), rewards = num_rewards(batch);
   grow(target_rows_, targets, 1, DType::i32);
   grow(target_tokens_, targets, 1, DType::i32);
-  grow(logits_, chunk, config_.vocab_size);
+  grow(logits_, chunk, logits_stride());
   grow(z_targets_, chunk, d);
   grow(scores_, rewards + chunk, 1);
   grow(lse_, chunk, 1);

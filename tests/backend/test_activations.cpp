@@ -25,8 +25,10 @@ TEST_P(Activations, Plain) {
       const Buffer over_x = put(x, 1, 1), over_d_y = put(d_y, 1, 1);
       backend_->activation_backward(kind, put(x).view, over_d_y.view, over_d_y.view);
       expect_close(expected, over_d_y, tolerance::kGradient);
-      backend_->activation_backward(kind, over_x.view, put(d_y).view, over_x.view);
+      Buffer again = poisoned(5, cols, 2, 1);
+      backend_->activation_backward(kind, over_x.view, put(d_y).view, over_x.view, again.view);
       expect_close(expected, over_x, tolerance::kGradient);
+      expect_close(reference::activation(kind, x), again, tolerance::kActivation);
     }
   }
 }
@@ -46,6 +48,11 @@ TEST_P(Activations, Gated) {
       d_x = put(x, 1, 2);
       backend_->gated_activation_backward(kind, d_x.view, put(d_y).view, d_x.view);
       expect_close(expected, d_x, tolerance::kGradient);
+      d_x = put(x, 1, 2);
+      const Buffer over_d_y = put(d_y, 2, 1);
+      backend_->gated_activation_backward(kind, d_x.view, over_d_y.view, d_x.view, over_d_y.view);
+      expect_close(expected, d_x, tolerance::kGradient);
+      expect_close(reference::gated_activation(kind, x), over_d_y, tolerance::kActivation);
     }
   }
 }

@@ -65,6 +65,43 @@ TEST_P(Bf16Activations, NormGradients) {
   }
 }
 
+TEST_P(Bf16Activations, ResidualNormGradients) {
+  for (const auto& [rows, cols, place] : {Shape{2, 7, Place::odd}, {3, 16, Place::aligned}, {2, 132, Place::aligned}}) {
+    const Matrix sum = random(rows, cols), w = random(1, cols), d_y = random_half(rows, cols);
+    const Matrix before = random(rows, cols);
+    const Matrix expected =
+        add(before,
+            reference::gradient([&](const Matrix& at) { return dot(reference::rms_norm(at, w, 1e-2f), d_y); }, sum));
+    const Buffer d_sum = put(before, 4, 4);
+    const Half gradient = put_half(d_y, place);
+    Half d_delta = poisoned_half(rows, cols, place), y = poisoned_half(rows, cols, place);
+    backend_->residual_rms_norm_backward(put(sum, 4, 4).view, put(w).view, 1e-2f, gradient.view, d_sum.view,
+                                         d_delta.view, y.view);
+    expect_close(expected, d_sum, tolerance::kGradient);
+    expect_close(rounded_to_bf16(get(d_sum)), values(d_delta), tolerance::kExact);
+    expect_half(reference::rms_norm(sum, w, 1e-2f), y);
+  }
+}
+
+TEST_P(Bf16Activations, GradientsOfLogitsLieOverThem) {
+  // Rows of packs and not, fewer and more than a block takes at once; the second half of each row is nobody's.
+  for (const auto& [vocabulary, left] : {std::pair{2, 0}, {33, 3}, {4097, 1}, {4098, 0}, {5000, 4}}) {
+    const Matrix logits = random(3, vocabulary, 3);
+    Matrix coefficient = random(1, 3);
+    coefficient(0, 1) = 0;
+    const Buffer targets = put(random_indices(3, vocabulary));
+    const Buffer in = put(logits, left, 4), apart = poisoned(3, vocabulary, left, 4);
+    Buffer log_prob = poisoned(1, 3), lse = poisoned(1, 3);
+    backend_->log_softmax(in.view, targets.view, log_prob.view, lse.view);
+    backend_->log_softmax_backward(targets.view, lse.view, put(coefficient).view, in.view, apart.view);
+    const View half = half_rows(in.view);
+    backend_->log_softmax_backward(targets.view, lse.view, put(coefficient).view, in.view, half);
+    Buffer found = poisoned(3, vocabulary);
+    backend_->copy(half, found.view);
+    expect_close(rounded_to_bf16(get(apart)), found, tolerance::kExact);
+  }
+}
+
 TEST_P(Bf16Activations, HeadNorms) {
   for (const auto& [rows, heads, head_dim, place] :
        {std::tuple{3, 4, 16, Place::aligned}, {2, 3, 7, Place::odd}, {2, 2, 8, Place::odd}}) {
@@ -140,7 +177,9 @@ TEST_P(Bf16Activations, ActivationsAndTheirGradients) {
       backend_->activation(kind, put_half(x, place).view, y.view);
       expect_half(reference::activation(kind, x), y);
       const Half in_place = put_half(d_y, place);
-      backend_->activation_backward(kind, put_half(x, place).view, in_place.view, in_place.view);
+      Half again = poisoned_half(4, cols, place);
+      backend_->activation_backward(kind, put_half(x, place).view, in_place.view, in_place.view, again.view);
+      expect_half(reference::activation(kind, x), again);
       expect_half(reference::gradient([&](const Matrix& at) { return dot(reference::activation(kind, at), d_y); }, x),
                   in_place);
       const Matrix both = random_half(4, 2 * cols, 2);
@@ -148,7 +187,9 @@ TEST_P(Bf16Activations, ActivationsAndTheirGradients) {
       backend_->gated_activation(kind, put_half(both, place).view, y.view);
       expect_half(reference::gated_activation(kind, both), y);
       Half d_x = put_half(both, place);
-      backend_->gated_activation_backward(kind, d_x.view, put_half(d_y, place).view, d_x.view);
+      again = put_half(d_y, place);
+      backend_->gated_activation_backward(kind, d_x.view, again.view, d_x.view, again.view);
+      expect_half(reference::gated_activation(kind, both), again);
       expect_half(
           reference::gradient([&](const Matrix& at) { return dot(reference::gated_activation(kind, at), d_y); }, both),
           d_x);

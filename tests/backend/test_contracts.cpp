@@ -56,7 +56,10 @@ TEST_P(Contracts, ShapesAndTypes) {
   EXPECT_CONTRACT(backend_->gather_rows(a, w, a));
   EXPECT_CONTRACT(backend_->scatter_add_rows(a, i32(3), a));
   EXPECT_CONTRACT(backend_->linear(a, b, {}, a, Write::overwrite));
-  EXPECT_CONTRACT(backend_->linear(a, f32(6, 6), w, a, Write::accumulate));
+  EXPECT_CONTRACT(backend_->linear(a, f32(6, 6), w.columns(0, 5), a, Write::accumulate));
+  EXPECT_CONTRACT(backend_->residual_rms_norm_backward(a, w, 1e-5f, a, a, a, f32(4, 6)));
+  EXPECT_CONTRACT(backend_->residual_rms_norm_backward(a, w, 1e-5f, b, a, f32(4, 6), f32(4, 6)));
+  EXPECT_CONTRACT(backend_->activation_backward(Activation::silu, a, a, a, b));
   EXPECT_CONTRACT(backend_->linear_backward(b, f32(6, 6), a, Write::overwrite));
   EXPECT_CONTRACT(backend_->gated_activation(Activation::silu, a, a));
   EXPECT_CONTRACT(backend_->gated_activation_backward(Activation::silu, wide, a, a));
@@ -108,7 +111,7 @@ TEST_P(Contracts, LowRankSites) {
   const std::vector<MemberRows> members = {{0, 2, 0}, {2, 6, 1}};
   const auto b = [&](std::int64_t rows, std::int64_t cols) { return ClientMatrix{p.f32(), rows, cols, 10}; };
   const auto run = [&](std::vector<LowRankSite> sites, View gradient) {
-    backend_->low_rank_up(members, 1, u, sites, y);
+    backend_->low_rank_up(members, 1, u, sites, y, Write::accumulate);
     backend_->low_rank_up_backward(members, 1, u, sites, y, gradient, Write::overwrite);
   };
   EXPECT_NO_THROW(run({{0, 5, 0, b(5, 2), {}}, {5, 9, 2, b(4, 2), {g.f32(), 4, 2, 10}}}, d_u));

@@ -50,8 +50,11 @@ TEST_P(HeadAndOptimizer, LogSoftmaxBackward) {
     const Buffer in_place = put(logits, 1, 2), at = put(targets);
     Buffer log_prob = poisoned(1, 5), lse = poisoned(1, 5);
     backend_->log_softmax(in_place.view, at.view, log_prob.view, lse.view);
-    backend_->log_softmax_backward(at.view, lse.view, put(coefficient).view, in_place.view);
+    backend_->log_softmax_backward(at.view, lse.view, put(coefficient).view, in_place.view, in_place.view);
     expect_close(expected, in_place, tolerance::kGradient);
+    Buffer apart = poisoned(5, vocabulary, 2, 3);
+    backend_->log_softmax_backward(at.view, lse.view, put(coefficient).view, put(logits, 3, 1).view, apart.view);
+    expect_close(expected, apart, tolerance::kGradient);
   }
 }
 

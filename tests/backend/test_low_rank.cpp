@@ -47,7 +47,7 @@ TEST_P(LowRank, SitesAreProductsOneByOne) {
     if (i == 1) column = end;
   }
   const Buffer y = put(before, 1, 2), d_u = put(u, 0, 1);
-  backend_->low_rank_up(kMembers, 0.5f, put(u, 2, 0).view, sites, y.view);
+  backend_->low_rank_up(kMembers, 0.5f, put(u, 2, 0).view, sites, y.view, Write::accumulate);
   backend_->low_rank_up_backward(kMembers, 0.5f, put(u).view, sites, put(d_y, 3, 0).view, d_u.view, Write::accumulate);
 
   Matrix expected = before, expected_d_u = u;
@@ -85,6 +85,16 @@ TEST_P(LowRank, SitesAreProductsOneByOne) {
   }
   expect_close(expected, y, tolerance::kProduct);
   expect_close(expected_d_u, d_u, tolerance::kProduct);
+  const Buffer alone = put(before, 1, 2), to_zeros = put(Matrix(kBatch, before.cols), 1, 2);
+  backend_->low_rank_up(kMembers, 0.5f, put(u).view, sites, alone.view, Write::overwrite);
+  backend_->low_rank_up(kMembers, 0.5f, put(u).view, sites, to_zeros.view, Write::accumulate);
+  Matrix overwritten = before;
+  const Matrix terms = get(to_zeros);
+  for (const LowRankSite& site : sites)
+    for (const MemberRows& member : kMembers)
+      for (std::int64_t t = member.begin; t < member.end; ++t)
+        for (std::int64_t c = site.begin; c < site.end; ++c) overwritten(t, c) = terms(t, c);
+  expect_close(overwritten, alone, tolerance::kProduct);
   EXPECT_EQ(get(y).values, get(y_again).values);
   EXPECT_EQ(get(d_u).values, get(d_u_again).values);
 }
@@ -191,6 +201,43 @@ class LowRankBf16 : public Bf16Test {
       }
     }
   }
+  /// All sites of a block at once against products of each.
+  void expect_sites_one_by_one(Write mode) {
+    // More sites than a launch takes, of several widths, one without a gradient; gaps between their columns.
+    const std::int64_t widths[] = {64, 24, 24, 8, 136, 16};
+    const Matrix u = random(kBatch, 6 * 12 + 4), d_y = random_half(kBatch, 320);
+    std::vector<Slots> b, d_b, d_b_again;
+    std::vector<LowRankSite> sites;
+    std::int32_t column = 8;
+    for (std::int32_t i = 0; i < 6; ++i) {
+      b.push_back(slots(random_factors(widths[i], 12)));
+      d_b.push_back(slots(random_factors(widths[i], 12)));
+      d_b_again.push_back(slots(from_slots(d_b.back())));
+      const auto end = static_cast<std::int32_t>(column + widths[i]);
+      sites.push_back({column, end, i * 12 + 4, b.back().matrix, i == 2 ? ClientMatrix{} : d_b.back().matrix});
+      column = end + (i == 3 ? 8 : 0);
+    }
+    const Half y = put_half(d_y, Place::aligned), y_again = put_half(d_y, Place::aligned);
+    const Half gradient = put_half(d_y, Place::aligned);
+    const Buffer in = put(u, 4, 4), d_u = poisoned(kBatch, u.cols), d_u_again = poisoned(kBatch, u.cols);
+    backend_->low_rank_up(kMembers, 0.5f, in.view, sites, y.view, mode);
+    backend_->low_rank_up_backward(kMembers, 0.5f, in.view, sites, gradient.view, d_u.view, Write::accumulate);
+    for (std::size_t i = 0; i < sites.size(); ++i) {
+      const auto& [begin, end, u_begin, factor, unused] = sites[i];
+      const View columns = gradient.view.columns(begin, end), u_columns = in.view.columns(u_begin, u_begin + 12);
+      backend_->grouped_matmul(kMembers, Multiply::by_transpose, 0.5f, u_columns, factor,
+                               y_again.view.columns(begin, end), mode);
+      backend_->grouped_matmul(kMembers, Multiply::by_matrix, 0.5f, columns, factor,
+                               d_u_again.view.columns(u_begin, u_begin + 12), Write::overwrite);
+      if (i != 2) backend_->grouped_outer(kMembers, 0.5f, columns, u_columns, d_b_again[i].matrix, Write::accumulate);
+      const std::vector<Matrix> found = from_slots(d_b[i]), expected = from_slots(d_b_again[i]);
+      for (std::size_t s = 0; s < kSlots; ++s) EXPECT_EQ(found[s].values, expected[s].values) << i << " " << s;
+    }
+    EXPECT_EQ(bits(y), bits(y_again));
+    EXPECT_NE(bits(y), bits(gradient));
+    const std::vector<float> found = host_of(d_u.tensor), expected = host_of(d_u_again.tensor);
+    EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)), 0);
+  }
 };
 FEDPDPO_ON_EVERY_BACKEND(LowRankBf16);
 
@@ -291,40 +338,8 @@ TEST_P(LowRankBf16, PlacesOfFactorsChangeNoBits) {
 }
 
 TEST_P(LowRankBf16, SitesAreProductsOneByOne) {
-  // More sites than a launch takes, of several widths, one without a gradient; gaps between their columns.
-  const std::int64_t widths[] = {64, 24, 24, 8, 136, 16};
-  const Matrix u = random(kBatch, 6 * 12 + 4), d_y = random_half(kBatch, 320);
-  std::vector<Slots> b, d_b, d_b_again;
-  std::vector<LowRankSite> sites;
-  std::int32_t column = 8;
-  for (std::int32_t i = 0; i < 6; ++i) {
-    b.push_back(slots(random_factors(widths[i], 12)));
-    d_b.push_back(slots(random_factors(widths[i], 12)));
-    d_b_again.push_back(slots(from_slots(d_b.back())));
-    const auto end = static_cast<std::int32_t>(column + widths[i]);
-    sites.push_back({column, end, i * 12 + 4, b.back().matrix, i == 2 ? ClientMatrix{} : d_b.back().matrix});
-    column = end + (i == 3 ? 8 : 0);
-  }
-  const Half y = put_half(d_y, Place::aligned), y_again = put_half(d_y, Place::aligned);
-  const Half gradient = put_half(d_y, Place::aligned);
-  const Buffer in = put(u, 4, 4), d_u = poisoned(kBatch, u.cols), d_u_again = poisoned(kBatch, u.cols);
-  backend_->low_rank_up(kMembers, 0.5f, in.view, sites, y.view);
-  backend_->low_rank_up_backward(kMembers, 0.5f, in.view, sites, gradient.view, d_u.view, Write::accumulate);
-  for (std::size_t i = 0; i < sites.size(); ++i) {
-    const auto& [begin, end, u_begin, factor, unused] = sites[i];
-    const View columns = gradient.view.columns(begin, end), u_columns = in.view.columns(u_begin, u_begin + 12);
-    backend_->grouped_matmul(kMembers, Multiply::by_transpose, 0.5f, u_columns, factor,
-                             y_again.view.columns(begin, end), Write::accumulate);
-    backend_->grouped_matmul(kMembers, Multiply::by_matrix, 0.5f, columns, factor,
-                             d_u_again.view.columns(u_begin, u_begin + 12), Write::overwrite);
-    if (i != 2) backend_->grouped_outer(kMembers, 0.5f, columns, u_columns, d_b_again[i].matrix, Write::accumulate);
-    const std::vector<Matrix> found = from_slots(d_b[i]), expected = from_slots(d_b_again[i]);
-    for (std::size_t s = 0; s < kSlots; ++s) EXPECT_EQ(found[s].values, expected[s].values) << i << " " << s;
-  }
-  EXPECT_EQ(bits(y), bits(y_again));
-  EXPECT_NE(bits(y), bits(gradient));
-  const std::vector<float> found = host_of(d_u.tensor), expected = host_of(d_u_again.tensor);
-  EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)), 0);
+  expect_sites_one_by_one(Write::accumulate);
+  expect_sites_one_by_one(Write::overwrite);
 }
 
 TEST_P(LowRankBf16, ANumberThatIsNotFiniteIsSeen) {

@@ -31,6 +31,9 @@ TEST_P(Products, Linear) {
     y = put(before, 1, 3);
     backend_->linear(put(x).view, put(w).view, {}, y.view, Write::accumulate);
     expect_close(add(before, product), y, tolerance::kProduct);
+    y = put(before, 1, 3);
+    backend_->linear(put(x).view, put(w).view, put(bias).view, y.view, Write::accumulate);
+    expect_close(add(before, reference::linear(x, w, bias)), y, tolerance::kProduct);
   }
 }
 
@@ -45,6 +48,23 @@ TEST_P(Products, LinearBackward) {
     d_x = put(before, 1, 3);
     backend_->linear_backward(put(d_y).view, put(w).view, d_x.view, Write::accumulate);
     expect_close(add(before, expected), d_x, tolerance::kProduct);
+  }
+}
+
+TEST_P(Products, AddingToZerosGivesTheBitsOfTheProductAlone) {
+  for (const auto [rows, in, out] : kLinear) {
+    const Matrix x = random(rows, in), w = random(out, in), d_y = random(rows, out);
+    for (const bool half : {false, true}) {
+      const Buffer weights = half ? put_bf16(w) : put(w);
+      Buffer alone = poisoned(rows, out), added = put(Matrix(rows, out));
+      backend_->linear(put(x).view, weights.view, {}, alone.view, Write::overwrite);
+      backend_->linear(put(x).view, weights.view, {}, added.view, Write::accumulate);
+      EXPECT_EQ(get(alone).values, get(added).values) << rows << " rows, " << in << " to " << out;
+      alone = poisoned(rows, in), added = put(Matrix(rows, in));
+      backend_->linear_backward(put(d_y).view, weights.view, alone.view, Write::overwrite);
+      backend_->linear_backward(put(d_y).view, weights.view, added.view, Write::accumulate);
+      EXPECT_EQ(get(alone).values, get(added).values) << rows << " rows, " << out << " to " << in;
+    }
   }
 }
 

@@ -164,6 +164,21 @@ TEST_P(Rows, AddAndResidualRmsNorm) {
   }
 }
 
+TEST_P(Rows, ResidualRmsNormBackward) {
+  for (const auto [rows, cols] : kShapes) {
+    const Matrix sum = random(rows, cols), w = random(1, cols), d_y = random(rows, cols), before = random(rows, cols);
+    const Buffer at = put(sum, 3, 2), gradient = put(d_y, 1, 2), expected = put(before, 1, 1);
+    const Buffer d_sum = put(before, 1, 1);
+    Buffer d_delta = poisoned(rows, cols, 2, 1), y = poisoned(rows, cols, 1, 4), normed = poisoned(rows, cols, 1, 4);
+    backend_->rms_norm_backward(at.view, put(w).view, 1e-5f, gradient.view, expected.view, Write::accumulate);
+    backend_->rms_norm(at.view, put(w).view, 1e-5f, normed.view);
+    backend_->residual_rms_norm_backward(at.view, put(w).view, 1e-5f, gradient.view, d_sum.view, d_delta.view, y.view);
+    expect_close(get(expected), d_sum, tolerance::kElementwise);
+    expect_close(get(d_sum), d_delta, tolerance::kExact);
+    expect_close(get(normed), y, tolerance::kElementwise);
+  }
+}
+
 TEST_P(Rows, Axpy) {
   for (const auto [rows, cols] : kShapes) {
     const Matrix x = random(rows, cols), before = random(rows, cols);

@@ -200,7 +200,7 @@ struct Bench {
             [&] { backend->gated_activation_backward(kind, gate, mlp, mlp_out); });
     }
     bytes("log_softmax" + head, rv, [&] { backend->log_softmax(logits, ids, log_prob, lse); });
-    bytes("log_softmax_backward" + head, 2 * rv, [&] { backend->log_softmax_backward(ids, lse, c, logits); });
+    bytes("log_softmax_backward" + head, 2 * rv, [&] { backend->log_softmax_backward(ids, lse, c, logits, logits); });
     bytes("adamw n=" + std::to_string(trainables), 7 * flat, [&] { backend->adamw({}, values, g, m, v); });
     bytes("squared_norm n=" + std::to_string(trainables), flat,
           [&] { sink = static_cast<float>(backend->squared_norm(g)); });

@@ -287,7 +287,7 @@ emulation::Counts low_rank_counts(DType type, std::int64_t left) {
   const std::vector<LowRankSite> sites = {
       {0, 48, 0, b(48), b(48)}, {48, 64, 8, b(16), b(16)}, {64, 80, 16, b(16), b(16)}};
   const emulation::Counts before = emulation::counts();
-  backend->low_rank_up(members, 1, u.view(), sites, y);
+  backend->low_rank_up(members, 1, u.view(), sites, y, Write::accumulate);
   backend->low_rank_up_backward(members, 1, u.view(), sites, y, d_u.view(), Write::accumulate);
   backend->synchronize();
   emulation::Counts counts = emulation::counts();

@@ -147,6 +147,10 @@ class Backend {
   void rms_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
   /// sum = x + delta, y = rms_norm(sum); sum may be x or delta. delta and y are activations of one dtype.
   void residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
+  /// Its backward: d_sum += what comes through y, d_delta = d_sum, and y = rms_norm(sum) once more, for products with
+  /// it; d_y, y and d_delta are activations of one dtype, none of them another one of the three.
+  void residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum, View d_delta,
+                                  View y);
   /// y = (x - mean) / sqrt(var + eps) * w + b. y, in the backward d_y, is an activation.
   void layer_norm(ConstView x, ConstView w, ConstView b, float eps, View y);
   void layer_norm_backward(ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
@@ -168,7 +172,7 @@ class Backend {
 
   // --- frozen linear maps: w (N, K) row-major f32 or bf16; accumulation in fp32; x, y and their gradients are
   // activations, bf16 with bf16 weights alone
-  /// y (+)= x w^T (+ bias where it has columns); x (T, K), y (T, N). bias only with overwrite.
+  /// y (+)= x w^T (+ bias where it has columns); x (T, K), y (T, N).
   void linear(ConstView x, ConstView w, ConstView bias, View y, Write mode);
   /// d_x (+)= d_y w.
   void linear_backward(ConstView d_y, ConstView w, View d_x, Write mode);
@@ -181,10 +185,10 @@ class Backend {
   /// without rows contributes zero (overwrite clears it).
   void grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
                      Write mode);
-  /// For each member and site: y[rows, begin:end] += alpha u[rows, u_begin:u_begin + r] B^T; u (T, U) f32, y (T, N) an
-  /// activation. Sites come in the order of their columns in u and in y and do not overlap.
+  /// For each member and site: y[rows, begin:end] (+)= alpha u[rows, u_begin:u_begin + r] B^T; u (T, U) f32, y (T, N)
+  /// an activation. Sites come in the order of their columns in u and in y and do not overlap.
   void low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u, std::span<const LowRankSite> sites,
-                   View y);
+                   View y, Write mode);
   /// Its backward: d_u[rows, u_begin:u_begin + r] = alpha d_y[rows, begin:end] B, and d_B (+)= alpha d_y^T u; d_y is an
   /// activation.
   void low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
@@ -218,11 +222,11 @@ class Backend {
   // --- activations, all arguments of one dtype
   /// y = act(gate) * up with x = [gate | up] (T, 2n), y (T, n).
   void gated_activation(Activation kind, ConstView x, View y);
-  /// d_x (T, 2n) overwritten; may be x itself.
-  void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+  /// d_x (T, 2n) overwritten; may be x itself. y, where it has rows, is computed once more; it may be d_y itself.
+  void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y = {});
   void activation(Activation kind, ConstView x, View y);
-  /// d_x overwritten; may be x or d_y itself.
-  void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+  /// d_x overwritten; may be x or d_y itself. y, where it has rows, is computed once more.
+  void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y = {});
   /// y (+)= x * keep / (1 - p), x and y activations, keep drawn by Philox at (row, column) of the stream: the same call
   /// on a gradient is its backward. Counter: {column / 4, first_row + row, id.step, id.client ^ (id.round << 16)} under
   /// philox_key(id.seed, id.purpose); word column % 4 keeps where u32 >= p 2^32.
@@ -231,9 +235,10 @@ class Backend {
   // --- language-model head
   /// lse[i] = log sum_v exp(logits[i, v]); log_prob[i] = logits[i, targets[i]] - lse[i], from the same fp32 numbers.
   void log_softmax(ConstView logits, ConstView targets, View log_prob, View lse);
-  /// In place: logits[i, v] becomes coefficient[i] (1[v = target] - exp(logits[i, v] - lse[i])), the gradient of
-  /// sum_i coefficient[i] log_prob[i].
-  void log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits);
+  /// d_logits[i, v] = coefficient[i] (1[v = target] - exp(logits[i, v] - lse[i])), the gradient of
+  /// sum_i coefficient[i] log_prob[i]. d_logits, an activation, may be logits itself, or lie over it as
+  /// half_rows(logits).
+  void log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits, View d_logits);
 
   // --- flat buffers
   /// One sweep over n elements of all four; torch.optim.AdamW's update.
@@ -270,7 +275,7 @@ class Backend {
  protected:
   // Sites one by one, by the products above.
   virtual void do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                              std::span<const LowRankSite> sites, View y);
+                              std::span<const LowRankSite> sites, View y, Write mode);
   virtual void do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
                                        std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode);
 
@@ -287,6 +292,8 @@ class Backend {
   virtual void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
                                      View d_x) = 0;
   virtual void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
+  virtual void do_residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum,
+                                             View d_delta, View y);
   virtual void do_add(ConstView a, ConstView b, View y);
   virtual void do_axpy(float alpha, ConstView x, View y, Write mode) = 0;
   virtual void do_scale_rows(ConstView weights, View x) = 0;
@@ -313,12 +320,13 @@ class Backend {
   virtual void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv,
                                      ConstView out, ConstView lse, ConstView d_out, View d_qkv) = 0;
   virtual void do_gated_activation(Activation kind, ConstView x, View y) = 0;
-  virtual void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) = 0;
+  virtual void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) = 0;
   virtual void do_activation(Activation kind, ConstView x, View y) = 0;
-  virtual void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) = 0;
+  virtual void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) = 0;
   virtual void do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) = 0;
   virtual void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) = 0;
-  virtual void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) = 0;
+  virtual void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                                       View d_logits) = 0;
   virtual void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,
                         View second_moment) = 0;
   virtual void do_adamw_spans(std::span<const AdamWSpan> spans);

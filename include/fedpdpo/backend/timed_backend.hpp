@@ -13,6 +13,7 @@ namespace fedpdpo {
 struct OperationTime {
   double seconds = 0;
   std::int64_t calls = 0;
+  double bytes = 0;  ///< of its arguments, each read or written once: what it must move where no cache keeps any of it
 };
 /// By operation; frozen products by the shape of their weight, too: "linear 1536x576".
 using OperationTimes = std::map<std::string, OperationTime>;

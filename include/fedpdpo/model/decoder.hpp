@@ -110,18 +110,22 @@ class Decoder {
   std::span<const LowRankSite> lora_sites(const CohortParameters& p, const CohortGradients& g, Adapter adapter,
                                           int layer, Block block);
   void lora_term(const BatchView& batch, const CohortParameters& p, Adapter adapter, ConstView row_weights, int layer,
-                 Block block, ConstView input, View u, View y);
+                 Block block, ConstView input, View u, View y, Write mode);
   void lora_forward(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
-                    Block block, LayerBuffers& buffers, ConstView x, View y);
+                    Block block, LayerBuffers& buffers, ConstView x, View y, Write mode);
   void lora_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
-                     const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View* d_x);
+                     const LoraDropout& dropout, int layer, Block block, ConstView d_y, View* d_x);
+  bool wants_input(const CohortParameters& p, const CohortGradients& g, int layer, Block block) const;
+  void lora_input(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
+                  const LoraDropout& dropout, int layer, Block block, ConstView x);
   ConstView stream_gradient(View d_x);
+  ConstView residual_norm_backward(ConstView sum, ConstView w, ConstView b, ConstView d_y, View d_sum, View y);
   void apply_dropout(const BatchView& batch, const LoraDropout& dropout, int layer, Block block, ConstView x, View y,
                      Write mode);
   void linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer, Block block,
               LayerBuffers& buffers, ConstView x, View y);
   void linear_backward(const BatchView& batch, const CohortParameters& p, const CohortGradients& g,
-                       const LoraDropout& dropout, int layer, Block block, ConstView x, ConstView d_y, View d_x);
+                       const LoraDropout& dropout, int layer, Block block, ConstView d_y, View d_x);
 
   Backend& backend_;
   const ModelConfig& config_;
@@ -135,7 +139,7 @@ class Decoder {
   std::vector<Tensor> x_;                            // residual stream at the layers' inputs, (T, d)
   std::vector<LayerBuffers> layers_;
   Tensor normed_, activated_, hidden_;  // (T, d), (T, I), (T, d) f32
-  Tensor delta_;                        // (T, d) of bf16 activations: what a layer adds to the stream, and its gradient
+  Tensor delta_;                        // (T, d) of bf16 activations: what a block adds to the stream, and its gradient
   Tensor d_wide_, d_inner_, d_normed_, d_low_rank_, dropped_;
   std::vector<LowRankSite> sites_;
 };

@@ -24,6 +24,8 @@ class Heads {
 
   /// logits (R, V) of z (R, d).
   void logits(std::span<const MemberRows> members, const CohortParameters& p, ConstView z, View logits);
+  /// True where d_logits had better be bf16: the products with them would round them to it.
+  bool takes_half_gradients() const;
   /// d_z (R, d) overwritten.
   void logits_backward(std::span<const MemberRows> members, const CohortParameters& p, const CohortGradients& g,
                        ConstView z, ConstView d_logits, View d_z);

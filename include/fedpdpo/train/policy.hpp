@@ -94,6 +94,9 @@ class Policy {
   void upload_reward_derivatives(const PackedBatch& batch);
 
   std::int64_t num_rewards(const PackedBatch& batch) const;
+  /// Rows of logits begin at whole 64 bytes, so that products and kernels write and read them by whole vectors.
+  std::int64_t logits_stride() const { return (config_.vocab_size + 15) / 16 * 16; }
+  View logits(std::int64_t rows) const { return logits_.first(rows).columns(0, config_.vocab_size); }
   View log_probs(const PackedBatch& batch, const Chunk& chunk) const;
   ConstView target_indices(const Tensor& tensor, const Chunk& chunk) const;
   View index_view(Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }

@@ -101,15 +101,17 @@ HWY_INLINE void apply(ConstView x, View y) {
 }
 
 template <class Act>
-HWY_INLINE void apply_backward(ConstView x, ConstView d_y, View d_x) {
+HWY_INLINE void apply_backward(ConstView x, ConstView d_y, View d_x, View y) {
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const float* x_row = x.f32() + t * x.stride;
     const float* d_y_row = d_y.f32() + t * d_y.stride;
     float* d_x_row = d_x.f32() + t * d_x.stride;
+    float* y_row = y.rows > 0 ? y.f32() + t * y.stride : nullptr;
     for_columns(x.cols, [&](auto io, std::int64_t c) HWY_ATTR {
       Vec value, slope;
       Act::value_and_slope(io.load(x_row + c), value, slope);
       io.store(hn::Mul(io.load(d_y_row + c), slope), d_x_row + c);
+      if (y_row != nullptr) io.store(value, y_row + c);
     });
   }
 }
@@ -127,18 +129,20 @@ HWY_INLINE void apply_gated(ConstView x, View y) {
 }
 
 template <class Act>
-HWY_INLINE void apply_gated_backward(ConstView x, ConstView d_y, View d_x) {
+HWY_INLINE void apply_gated_backward(ConstView x, ConstView d_y, View d_x, View y) {
   const std::int64_t n = d_y.cols;
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const float* gate = x.f32() + t * x.stride;
     const float* d_y_row = d_y.f32() + t * d_y.stride;
     float* d_gate = d_x.f32() + t * d_x.stride;
+    float* y_row = y.rows > 0 ? y.f32() + t * y.stride : nullptr;
     for_columns(n, [&](auto io, std::int64_t c) HWY_ATTR {
       const Vec up = io.load(gate + n + c), gradient = io.load(d_y_row + c);
       Vec value, slope;
       Act::value_and_slope(io.load(gate + c), value, slope);
       io.store(hn::Mul(hn::Mul(gradient, up), slope), d_gate + c);
       io.store(hn::Mul(gradient, value), d_gate + n + c);
+      if (y_row != nullptr) io.store(hn::Mul(value, up), y_row + c);
     });
   }
 }
@@ -154,14 +158,14 @@ void GatedActivation(Activation kind, ConstView x, View y) {
   }
 }
 
-void GatedActivationBackward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void GatedActivationBackward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   switch (kind) {
     case Activation::silu:
-      return apply_gated_backward<Silu>(x, d_y, d_x);
+      return apply_gated_backward<Silu>(x, d_y, d_x, y);
     case Activation::gelu_tanh:
-      return apply_gated_backward<GeluTanh>(x, d_y, d_x);
+      return apply_gated_backward<GeluTanh>(x, d_y, d_x, y);
     case Activation::gelu_erf:
-      return apply_gated_backward<GeluErf>(x, d_y, d_x);
+      return apply_gated_backward<GeluErf>(x, d_y, d_x, y);
   }
 }
 
@@ -176,14 +180,14 @@ void Activate(Activation kind, ConstView x, View y) {
   }
 }
 
-void ActivateBackward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void ActivateBackward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   switch (kind) {
     case Activation::silu:
-      return apply_backward<Silu>(x, d_y, d_x);
+      return apply_backward<Silu>(x, d_y, d_x, y);
     case Activation::gelu_tanh:
-      return apply_backward<GeluTanh>(x, d_y, d_x);
+      return apply_backward<GeluTanh>(x, d_y, d_x, y);
     case Activation::gelu_erf:
-      return apply_backward<GeluErf>(x, d_y, d_x);
+      return apply_backward<GeluErf>(x, d_y, d_x, y);
   }
 }
 
@@ -199,12 +203,12 @@ HWY_EXPORT(Activate);
 HWY_EXPORT(ActivateBackward);
 
 void gated_activation(Activation kind, ConstView x, View y) { HWY_DYNAMIC_DISPATCH(GatedActivation)(kind, x, y); }
-void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
-  HWY_DYNAMIC_DISPATCH(GatedActivationBackward)(kind, x, d_y, d_x);
+void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
+  HWY_DYNAMIC_DISPATCH(GatedActivationBackward)(kind, x, d_y, d_x, y);
 }
 void activation(Activation kind, ConstView x, View y) { HWY_DYNAMIC_DISPATCH(Activate)(kind, x, y); }
-void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
-  HWY_DYNAMIC_DISPATCH(ActivateBackward)(kind, x, d_y, d_x);
+void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
+  HWY_DYNAMIC_DISPATCH(ActivateBackward)(kind, x, d_y, d_x, y);
 }
 
 }  // namespace fedpdpo::cpu

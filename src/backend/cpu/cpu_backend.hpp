@@ -59,12 +59,13 @@ class CpuBackend final : public Backend {
   void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
                              ConstView lse, ConstView d_out, View d_qkv) override;
   void do_gated_activation(Activation kind, ConstView x, View y) override;
-  void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override;
+  void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) override;
   void do_activation(Activation kind, ConstView x, View y) override;
-  void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override;
+  void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) override;
   void do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) override;
   void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) override;
-  void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override;
+  void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                               View d_logits) override;
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) override;
   double do_dot(ConstView x, ConstView y) override;
   void do_block_peaks(ConstView values, ConstView offsets, View peaks) override;

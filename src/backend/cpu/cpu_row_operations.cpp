@@ -220,9 +220,10 @@ void CpuBackend::do_gated_activation(Activation kind, ConstView x, View y) {
             [&](std::int64_t b, std::int64_t e) { cpu::gated_activation(kind, x.row_range(b, e), y.row_range(b, e)); });
 }
 
-void CpuBackend::do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void CpuBackend::do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   over_rows(x.rows, x.cols, [&](std::int64_t b, std::int64_t e) {
-    cpu::gated_activation_backward(kind, x.row_range(b, e), d_y.row_range(b, e), d_x.row_range(b, e));
+    cpu::gated_activation_backward(kind, x.row_range(b, e), d_y.row_range(b, e), d_x.row_range(b, e),
+                                   y.rows > 0 ? y.row_range(b, e) : y);
   });
 }
 
@@ -231,9 +232,10 @@ void CpuBackend::do_activation(Activation kind, ConstView x, View y) {
             [&](std::int64_t b, std::int64_t e) { cpu::activation(kind, x.row_range(b, e), y.row_range(b, e)); });
 }
 
-void CpuBackend::do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
+void CpuBackend::do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   over_rows(x.rows, x.cols, [&](std::int64_t b, std::int64_t e) {
-    cpu::activation_backward(kind, x.row_range(b, e), d_y.row_range(b, e), d_x.row_range(b, e));
+    cpu::activation_backward(kind, x.row_range(b, e), d_y.row_range(b, e), d_x.row_range(b, e),
+                             y.rows > 0 ? y.row_range(b, e) : y);
   });
 }
 
@@ -250,10 +252,12 @@ void CpuBackend::do_log_softmax(ConstView logits, ConstView targets, View log_pr
   });
 }
 
-void CpuBackend::do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) {
+void CpuBackend::do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                                         View d_logits) {
   check_indices(targets, logits.cols, "log_softmax_backward: target outside of the vocabulary");
   over_rows(logits.rows, logits.cols, [&](std::int64_t b, std::int64_t e) {
-    cpu::log_softmax_backward(targets.i32() + b, lse.f32() + b, coefficient.f32() + b, logits.row_range(b, e));
+    cpu::log_softmax_backward(targets.i32() + b, lse.f32() + b, coefficient.f32() + b, logits.row_range(b, e),
+                              d_logits.row_range(b, e));
   });
 }
 

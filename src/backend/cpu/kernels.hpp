@@ -18,13 +18,14 @@ void head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float e
 
 // activation_kernels.cpp
 void gated_activation(Activation kind, ConstView x, View y);
-void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+void gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y);
 void activation(Activation kind, ConstView x, View y);
-void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x);
+void activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y);
 
 // softmax_kernels.cpp
 void log_softmax(ConstView logits, const std::int32_t* targets, float* log_prob, float* lse);
-void log_softmax_backward(const std::int32_t* targets, const float* lse, const float* coefficient, View logits);
+void log_softmax_backward(const std::int32_t* targets, const float* lse, const float* coefficient, ConstView logits,
+                          View d_logits);
 
 // elementwise_kernels.cpp
 void fill(View y, float value);

@@ -51,9 +51,11 @@ void LogSoftmax(ConstView logits, const std::int32_t* targets, float* log_prob, 
   }
 }
 
-void LogSoftmaxBackward(const std::int32_t* targets, const float* lse, const float* coefficient, View logits) {
+void LogSoftmaxBackward(const std::int32_t* targets, const float* lse, const float* coefficient, ConstView logits,
+                        View d_logits) {
   for (std::int64_t i = 0; i < logits.rows; ++i) {
-    float* row = logits.f32() + i * logits.stride;
+    const float* from = logits.f32() + i * logits.stride;
+    float* row = d_logits.f32() + i * d_logits.stride;
     const float weight = coefficient[i];
     if (weight == 0) {
       for_columns(logits.cols, [&](auto io, std::int64_t c) HWY_ATTR { io.store(hn::Zero(Floats()), row + c); });
@@ -61,7 +63,7 @@ void LogSoftmaxBackward(const std::int32_t* targets, const float* lse, const flo
     }
     const Vec shift = splat(lse[i]), scale = splat(-weight);
     for_columns(logits.cols, [&](auto io, std::int64_t c) HWY_ATTR {
-      io.store(hn::Mul(scale, hn::Exp(Floats(), hn::Sub(io.load(row + c), shift))), row + c);
+      io.store(hn::Mul(scale, hn::Exp(Floats(), hn::Sub(io.load(from + c), shift))), row + c);
     });
     row[targets[i]] += weight;
   }
@@ -79,8 +81,9 @@ HWY_EXPORT(LogSoftmaxBackward);
 void log_softmax(ConstView logits, const std::int32_t* targets, float* log_prob, float* lse) {
   HWY_DYNAMIC_DISPATCH(LogSoftmax)(logits, targets, log_prob, lse);
 }
-void log_softmax_backward(const std::int32_t* targets, const float* lse, const float* coefficient, View logits) {
-  HWY_DYNAMIC_DISPATCH(LogSoftmaxBackward)(targets, lse, coefficient, logits);
+void log_softmax_backward(const std::int32_t* targets, const float* lse, const float* coefficient, ConstView logits,
+                          View d_logits) {
+  HWY_DYNAMIC_DISPATCH(LogSoftmaxBackward)(targets, lse, coefficient, logits, d_logits);
 }
 
 }  // namespace fedpdpo::cpu

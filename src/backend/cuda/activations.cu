@@ -84,13 +84,19 @@ struct Plain {
 template <class Act, class X, class Y>
 struct PlainBackward {
   X x, d_y;
-  Y d_x;
+  Y d_x, y;  // y without memory: not wanted
   template <int N>
   __device__ void at(std::int64_t t, std::int64_t c) const {
     const Pack<N> argument = x.template load<N>(t, c);
     Pack<N> gradient = d_y.template load<N>(t, c);
-    for (int i = 0; i < N; ++i) gradient.v[i] *= Act::both(argument.v[i]).slope;
+    Pack<N> value;
+    for (int i = 0; i < N; ++i) {
+      const ValueAndSlope both = Act::both(argument.v[i]);
+      gradient.v[i] *= both.slope;
+      value.v[i] = both.value;
+    }
     d_x.store(t, c, gradient);
+    if (y.data != nullptr) y.store(t, c, value);
   }
 };
 
@@ -111,19 +117,22 @@ struct Gated {
 template <class Act, class X, class Y>
 struct GatedBackward {
   X x, d_y;
-  Y d_x;
+  Y d_x, y;  // y without memory: not wanted
   std::int64_t n;
   template <int N>
   __device__ void at(std::int64_t t, std::int64_t c) const {
     Pack<N> gate = x.template load<N>(t, c), up = x.template load<N>(t, n + c);
     const Pack<N> gradient = d_y.template load<N>(t, c);
+    Pack<N> product;
     for (int i = 0; i < N; ++i) {
       const ValueAndSlope both = Act::both(gate.v[i]);
+      product.v[i] = both.value * up.v[i];
       gate.v[i] = gradient.v[i] * up.v[i] * both.slope;
       up.v[i] = gradient.v[i] * both.value;
     }
     d_x.store(t, c, gate);
     d_x.store(t, n + c, up);
+    if (y.data != nullptr) y.store(t, c, product);
   }
 };
 
@@ -138,12 +147,15 @@ void activation(cudaStream_t stream, Activation kind, ConstView x, View y) {
   });
 }
 
-void activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x) {
+void activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   with(kind, [&]<class Act>(Act) {
     typed(x, [&]<class X>(Elements<const X> from) {
-      over_packs(stream, "activation_backward", x.rows, x.cols, all_in_packs(x, d_y, d_x),
-                 PlainBackward<Act, Elements<const X>, Elements<X>>{
-                     from, {static_cast<const X*>(d_y.data), d_y.stride}, {static_cast<X*>(d_x.data), d_x.stride}});
+      over_packs(stream, "activation_backward", x.rows, x.cols,
+                 all_in_packs(x, d_y, d_x) && (y.rows == 0 || in_packs(y)),
+                 PlainBackward<Act, Elements<const X>, Elements<X>>{from,
+                                                                    {static_cast<const X*>(d_y.data), d_y.stride},
+                                                                    {static_cast<X*>(d_x.data), d_x.stride},
+                                                                    {static_cast<X*>(y.data), y.stride}});
     });
   });
 }
@@ -157,14 +169,16 @@ void gated_activation(cudaStream_t stream, Activation kind, ConstView x, View y)
   });
 }
 
-void gated_activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x) {
+void gated_activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
   with(kind, [&]<class Act>(Act) {
     typed(x, [&]<class X>(Elements<const X> from) {
-      over_packs(
-          stream, "gated_activation_backward", d_y.rows, d_y.cols,
-          all_in_packs(x.columns(0, d_y.cols), d_y, d_x.columns(0, d_y.cols)),
-          GatedBackward<Act, Elements<const X>, Elements<X>>{
-              from, {static_cast<const X*>(d_y.data), d_y.stride}, {static_cast<X*>(d_x.data), d_x.stride}, d_y.cols});
+      over_packs(stream, "gated_activation_backward", d_y.rows, d_y.cols,
+                 all_in_packs(x.columns(0, d_y.cols), d_y, d_x.columns(0, d_y.cols)) && (y.rows == 0 || in_packs(y)),
+                 GatedBackward<Act, Elements<const X>, Elements<X>>{from,
+                                                                    {static_cast<const X*>(d_y.data), d_y.stride},
+                                                                    {static_cast<X*>(d_x.data), d_x.stride},
+                                                                    {static_cast<X*>(y.data), y.stride},
+                                                                    d_y.cols});
     });
   });
 }

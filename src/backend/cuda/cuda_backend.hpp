@@ -56,6 +56,8 @@ class CudaBackend final : public Backend {
   void do_head_norm_backward(ConstView x, ConstView w, std::int32_t head_dim, float eps, ConstView d_y,
                              View d_x) override;
   void do_residual_rms_norm(ConstView x, ConstView delta, ConstView w, float eps, View sum, View y) override;
+  void do_residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum, View d_delta,
+                                     View y) override;
   void do_axpy(float alpha, ConstView x, View y, Write mode) override;
   void do_scale_rows(ConstView weights, View x) override;
   void do_gather_rows(ConstView x, ConstView rows, View y) override;
@@ -67,7 +69,7 @@ class CudaBackend final : public Backend {
   void do_grouped_outer(std::span<const MemberRows> members, float alpha, ConstView d_y, ConstView x, ClientMatrix d_p,
                         Write mode) override;
   void do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u, std::span<const LowRankSite> sites,
-                      View y) override;
+                      View y, Write mode) override;
   void do_low_rank_up_backward(std::span<const MemberRows> members, float alpha, ConstView u,
                                std::span<const LowRankSite> sites, ConstView d_y, View d_u, Write d_b_mode) override;
   void do_grouped_add_bias(std::span<const MemberRows> members, ConstClientMatrix b, View y) override;
@@ -83,12 +85,13 @@ class CudaBackend final : public Backend {
   void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
                              ConstView lse, ConstView d_out, View d_qkv) override;
   void do_gated_activation(Activation kind, ConstView x, View y) override;
-  void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override;
+  void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) override;
   void do_activation(Activation kind, ConstView x, View y) override;
-  void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) override;
+  void do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) override;
   void do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) override;
   void do_log_softmax(ConstView logits, ConstView targets, View log_prob, View lse) override;
-  void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) override;
+  void do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                               View d_logits) override;
   void do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment, View second_moment) override;
   void do_adamw_spans(std::span<const AdamWSpan> spans) override;
   double do_dot(ConstView x, ConstView y) override;

@@ -59,13 +59,13 @@ LowRankProducts low_rank_product(ConstView wide, ConstView thin, ConstClientMatr
 }
 
 void CudaBackend::do_low_rank_up(std::span<const MemberRows> members, float alpha, ConstView u,
-                                 std::span<const LowRankSite> sites, View y) {
+                                 std::span<const LowRankSite> sites, View y, Write mode) {
   const auto wide = [&](const LowRankSite& site) { return ConstView(y).columns(site.begin, site.end); };
   const auto thin = [&](const LowRankSite& site) { return u.columns(site.u_begin, site.u_begin + site.b.cols); };
   for (const LowRankSite& site : sites)
-    if (!is_low_rank(wide(site), thin(site))) return Backend::do_low_rank_up(members, alpha, u, sites, y);
+    if (!is_low_rank(wide(site), thin(site))) return Backend::do_low_rank_up(members, alpha, u, sites, y, mode);
   by_sites(
-      sites, low_rank_call(y, u, FactorLayout::wide_by_thin, alpha, Write::accumulate),
+      sites, low_rank_call(y, u, FactorLayout::wide_by_thin, alpha, mode),
       [&](LowRankProducts& products, const LowRankSite& site) { add_part(products, wide(site), thin(site), site.b); },
       [&](const LowRankProducts& products) { cuda::low_rank_up(stream(), "low_rank_up", members, products); });
   for (const LowRankSite& site : sites) written("low_rank_up", members, {wide(site)});

@@ -57,6 +57,12 @@ void CudaBackend::do_residual_rms_norm(ConstView x, ConstView delta, ConstView w
   written("residual_rms_norm", {sum, y});
 }
 
+void CudaBackend::do_residual_rms_norm_backward(ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum,
+                                                View d_delta, View y) {
+  cuda::residual_rms_norm_backward(stream(), sum, w, eps, d_y, d_sum, d_delta, y);
+  written("residual_rms_norm_backward", {d_sum, d_delta, y});
+}
+
 void CudaBackend::do_axpy(float alpha, ConstView x, View y, Write mode) {
   cuda::axpy(stream(), alpha, x, y, mode);
   written("axpy", {y});
@@ -113,9 +119,9 @@ void CudaBackend::do_gated_activation(Activation kind, ConstView x, View y) {
   written("gated_activation", {y});
 }
 
-void CudaBackend::do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
-  cuda::gated_activation_backward(stream(), kind, x, d_y, d_x);
-  written("gated_activation_backward", {d_x});
+void CudaBackend::do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
+  cuda::gated_activation_backward(stream(), kind, x, d_y, d_x, y);
+  written("gated_activation_backward", {d_x, y});
 }
 
 void CudaBackend::do_activation(Activation kind, ConstView x, View y) {
@@ -123,9 +129,9 @@ void CudaBackend::do_activation(Activation kind, ConstView x, View y) {
   written("activation", {y});
 }
 
-void CudaBackend::do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x) {
-  cuda::activation_backward(stream(), kind, x, d_y, d_x);
-  written("activation_backward", {d_x});
+void CudaBackend::do_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) {
+  cuda::activation_backward(stream(), kind, x, d_y, d_x, y);
+  written("activation_backward", {d_x, y});
 }
 
 void CudaBackend::do_dropout(float p, const StreamId& id, std::int64_t first_row, ConstView x, View y, Write mode) {
@@ -138,9 +144,10 @@ void CudaBackend::do_log_softmax(ConstView logits, ConstView targets, View log_p
   written("log_softmax", {log_prob, lse});
 }
 
-void CudaBackend::do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, View logits) {
-  cuda::log_softmax_backward(stream(), targets, lse, coefficient, logits);
-  written("log_softmax_backward", {logits});
+void CudaBackend::do_log_softmax_backward(ConstView targets, ConstView lse, ConstView coefficient, ConstView logits,
+                                          View d_logits) {
+  cuda::log_softmax_backward(stream(), targets, lse, coefficient, logits, d_logits);
+  written("log_softmax_backward", {d_logits});
 }
 
 void CudaBackend::do_adamw(const AdamW& options, View values, ConstView gradients, View first_moment,

@@ -22,7 +22,8 @@ namespace {
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
 /// Rows of the batch for which algorithms are chosen: 4096, so that passes which fill the device go by large tiles (one
-/// that does not fill it waits for its launches more than for its tiles), or what FEDPDPO_CUDA_ROWS says, to measure by.
+/// that does not fill it waits for its launches more than for its tiles), or what FEDPDPO_CUDA_ROWS says, to measure
+/// by.
 std::int64_t typical_rows() {
   const char* text = std::getenv("FEDPDPO_CUDA_ROWS");
   const std::int64_t rows = text == nullptr ? 0 : std::atoll(text);
@@ -50,11 +51,12 @@ std::string product_text(const GemmShape& shape) {
 }  // namespace
 
 /// Everything that the choice of an algorithm depends on; the batch's dimension is typical_rows(), unless that
-/// algorithm refuses the rows at hand.
+/// algorithm refuses the rows at hand. Not whether sums are added to what is there: so that adding to zeros gives the
+/// bits of a product alone.
 struct Gemm::Key {
   std::int64_t m, n, k, a_stride, b_stride, c_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
-  bool a_transposed, b_transposed, accumulate;
+  bool a_transposed, b_transposed;
   DType type, c_type;
   Rounding rounding;
 
@@ -161,7 +163,7 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
   const std::int64_t a_stride = std::max(a.stride, a.transposed ? shape.m : shape.k);
   const std::int64_t b_stride = std::max(b.stride, b.transposed ? shape.k : shape.n);
   const std::int64_t stride = std::max(c_stride, shape.n);
-  const bool accumulate = shape.mode == Write::accumulate, rows_are_m = shape.batch == BatchDimension::m;
+  const bool rows_are_m = shape.batch == BatchDimension::m;
   const Key key{rows_are_m ? typical_rows_ : shape.m,
                 shape.n,
                 rows_are_m ? shape.k : typical_rows_,
@@ -173,7 +175,6 @@ void Gemm::multiply(const char* operation, const GemmShape& shape, const Operand
                 alignment_of(c),
                 a.transposed,
                 b.transposed,
-                accumulate,
                 shape.type,
                 shape.c_type,
                 shape.rounding};

@@ -41,6 +41,8 @@ void scatter_add_rows(cudaStream_t stream, ConstView x, ConstView rows, View y);
 void rms_norm(cudaStream_t stream, ConstView x, ConstView w, float eps, View y);
 void rms_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
 void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstView w, float eps, View sum, View y);
+void residual_rms_norm_backward(cudaStream_t stream, ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum,
+                                View d_delta, View y);
 void layer_norm(cudaStream_t stream, ConstView x, ConstView w, ConstView b, float eps, View y);
 void layer_norm_backward(cudaStream_t stream, ConstView x, ConstView w, float eps, ConstView d_y, View d_x, Write mode);
 void head_norm(cudaStream_t stream, ConstView x, ConstView w, std::int32_t head_dim, float eps, View y);
@@ -49,9 +51,9 @@ void head_norm_backward(cudaStream_t stream, ConstView x, ConstView w, std::int3
 
 // activations.cu
 void gated_activation(cudaStream_t stream, Activation kind, ConstView x, View y);
-void gated_activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x);
+void gated_activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x, View y);
 void activation(cudaStream_t stream, Activation kind, ConstView x, View y);
-void activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x);
+void activation_backward(cudaStream_t stream, Activation kind, ConstView x, ConstView d_y, View d_x, View y);
 
 // members.cu
 void member_bias(cudaStream_t stream, Members members, ConstClientMatrix b, View y);
@@ -62,7 +64,8 @@ void member_gate_backward(cudaStream_t stream, Members members, ConstView h, Con
 
 // softmax.cu
 void log_softmax(cudaStream_t stream, ConstView logits, ConstView targets, View log_prob, View lse);
-void log_softmax_backward(cudaStream_t stream, ConstView targets, ConstView lse, ConstView coefficient, View logits);
+void log_softmax_backward(cudaStream_t stream, ConstView targets, ConstView lse, ConstView coefficient,
+                          ConstView logits, View d_logits);
 
 // sums.cu
 /// Doubles of scratch that `dot` needs, the first of which is the result.

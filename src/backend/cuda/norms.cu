@@ -88,9 +88,9 @@ __global__ void residual_rms_norm_kernel(Elements<const float> x, Y delta, const
   write_normed<Norm::rms, N>(sum, weight, nullptr, eps, y, t, cols);
 }
 
-template <Norm kNorm, int N, class X, class DY, class DX>
-__device__ void write_gradient(X x, const float* weight, float eps, DY d_y, DX d_x, Write mode, std::int64_t t,
-                               std::int64_t cols) {
+/// use(column, n, its gradient) for packs of row t, each by one thread.
+template <Norm kNorm, int N, class X, class DY, class Use>
+__device__ void for_gradients(X x, const float* weight, float eps, DY d_y, std::int64_t t, std::int64_t cols, Use use) {
   const RowStatistics row = statistics<kNorm, N>(x, t, cols, eps);
   const float mean = row.mean, s = row.s;
   const auto n = static_cast<float>(cols);
@@ -114,20 +114,37 @@ __device__ void write_gradient(X x, const float* weight, float eps, DY d_y, DX d
                                   }) /
                       n;
   for_columns<N>(cols, [&](std::int64_t c) {
-    const Pack<N> at = x.template load<N>(t, c);
-    Pack<N> g = d_y.template load<N>(t, c);
+    Pack<N> normed = x.template load<N>(t, c), g = d_y.template load<N>(t, c);
     for (int i = 0; i < N; ++i) {
-      const float normed = (at.v[i] - mean) * s;
-      g.v[i] = s * fmaf(-normed, slope, g.v[i] * weight[c + i] - mean_g);
+      normed.v[i] = (normed.v[i] - mean) * s;
+      g.v[i] = s * fmaf(-normed.v[i], slope, g.v[i] * weight[c + i] - mean_g);
     }
-    d_x.put(t, c, g, mode);
+    use(c, normed, g);
   });
 }
 
 template <Norm kNorm, int N, class DY>
 __global__ void norm_backward_kernel(Elements<const float> x, const float* weight, float eps, DY d_y,
                                      Elements<float> d_x, Write mode, std::int64_t cols) {
-  write_gradient<kNorm, N>(x, weight, eps, d_y, d_x, mode, blockIdx.x, cols);
+  const std::int64_t t = blockIdx.x;
+  for_gradients<kNorm, N>(x, weight, eps, d_y, t, cols,
+                          [&](std::int64_t c, const Pack<N>&, const Pack<N>& g) { d_x.put(t, c, g, mode); });
+}
+
+template <int N, class DY, class Y>
+__global__ void residual_rms_norm_backward_kernel(Elements<const float> sum, const float* weight, float eps, DY d_y,
+                                                  Elements<float> d_sum, Y d_delta, Y y, std::int64_t cols) {
+  const std::int64_t t = blockIdx.x;
+  for_gradients<Norm::rms, N>(sum, weight, eps, d_y, t, cols, [&](std::int64_t c, Pack<N> normed, const Pack<N>& g) {
+    Pack<N> total = d_sum.load<N>(t, c);
+    for (int i = 0; i < N; ++i) {
+      total.v[i] += g.v[i];
+      normed.v[i] *= weight[c + i];
+    }
+    d_sum.store(t, c, total);
+    d_delta.store(t, c, total);
+    y.store(t, c, normed);
+  });
 }
 
 /// The same rows from column c on.
@@ -148,8 +165,9 @@ template <int N, class X, class DX>
 __global__ void head_norm_backward_kernel(X x, const float* weight, float eps, X d_y, DX d_x, std::int32_t num_heads,
                                           std::int64_t head_dim) {
   const std::int64_t first = blockIdx.x % num_heads * head_dim;
-  write_gradient<Norm::rms, N>(from(x, first), weight + first, eps, from(d_y, first), from(d_x, first),
-                               Write::overwrite, blockIdx.x / num_heads, head_dim);
+  const std::int64_t t = blockIdx.x / num_heads;
+  for_gradients<Norm::rms, N>(from(x, first), weight + first, eps, from(d_y, first), t, head_dim,
+                              [&](std::int64_t c, const Pack<N>&, const Pack<N>& g) { d_x.store(t, first + c, g); });
 }
 
 /// Whether a row is taken by packs, and so in which order it is summed: by strides alone, also of a single row.
@@ -209,6 +227,19 @@ void residual_rms_norm(cudaStream_t stream, ConstView x, ConstView delta, ConstV
     launch(stream, "residual_rms_norm", rows_of(x), threads_for(x.cols, packed),
            packed ? residual_rms_norm_kernel<kPack, Elements<Y>> : residual_rms_norm_kernel<1, Elements<Y>>,
            stream_of(x), term, w.f32(), eps, stream_of(sum), out, x.cols);
+  });
+}
+
+void residual_rms_norm_backward(cudaStream_t stream, ConstView sum, ConstView w, float eps, ConstView d_y, View d_sum,
+                                View d_delta, View y) {
+  const bool packed = rows_in_packs(sum, d_y, d_sum, d_delta, y);
+  typed(y, [&]<class Y>(Elements<Y> out) {
+    const Elements<const Y> gradient{static_cast<const Y*>(d_y.data), d_y.stride};
+    const Elements<Y> copy{static_cast<Y*>(d_delta.data), d_delta.stride};
+    launch(stream, "residual_rms_norm_backward", rows_of(sum), threads_for(sum.cols, packed),
+           packed ? residual_rms_norm_backward_kernel<kPack, Elements<const Y>, Elements<Y>>
+                  : residual_rms_norm_backward_kernel<1, Elements<const Y>, Elements<Y>>,
+           stream_of(sum), w.f32(), eps, gradient, stream_of(d_sum), copy, out, sum.cols);
   });
 }
 
