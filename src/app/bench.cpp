@@ -92,7 +92,8 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
   const ParameterLayout layout(config, o.adapter, method->shared_groups());
   const auto begin = std::chrono::steady_clock::now();
-  const std::unique_ptr<Backend> backend = make_backend(world, o);
+  OperationTimes counted;
+  const std::unique_ptr<Backend> backend = bench.count ? make_counting_backend(counted) : make_backend(world, o);
   const BenchBackbone backbone = make_backbone(*backend, o, config);
   const int most = *std::max_element(bench.clients.begin(), bench.clients.end()) *
                    *std::max_element(bench.pairs.begin(), bench.pairs.end());
@@ -136,7 +137,9 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   double best_rate = 0;
   for (int per_client : bench.pairs)
     for (int clients : bench.clients) {
-      BenchResult& result = results.emplace_back(run_bench_case(setting, clients, per_client, ceiling, best_rate));
+      BenchResult& result =
+          results.emplace_back(bench.count ? count_bench_case(setting, clients, per_client, counted)
+                                           : run_bench_case(setting, clients, per_client, ceiling, best_rate));
       if (!result.seconds.empty()) best_rate = std::max(best_rate, result.rate());
       fmt::print("{}{}", bench_line(result), result.profile.empty() ? "" : bench_profile(result));
       std::fflush(stdout);

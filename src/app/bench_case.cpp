@@ -129,6 +129,18 @@ int largest_pass(const BenchSetting& setting, const BenchResult& result) {
   return std::max(rows(result.passes.cohort), last > 0 ? rows(last) : 0);
 }
 
+BenchResult without_figures(const BenchSetting& setting, int clients, int pairs, Passes passes) {
+  BenchResult result;
+  result.clients = clients;
+  result.pairs = pairs;
+  result.passes = passes;
+  result.largest_pass = largest_pass(setting, result);
+  const double all = static_cast<double>(clients) * pairs;
+  result.operations = {setting.operations_of_pair.forward * all, setting.operations_of_pair.backward * all};
+  result.tokens = static_cast<double>(setting.pairs.files[0].num_tokens(0)) * all;
+  return result;
+}
+
 void measure(const BenchSetting& setting, Training& training, ProductRate& ceiling, BenchResult& result) {
   const BenchOptions& bench = setting.line.bench;
   Backend& backend = setting.backend;
@@ -174,19 +186,20 @@ double BenchResult::step_seconds() const { return median(seconds); }
 double BenchResult::share_of_ceiling() const { return rate() / median(ceiling_rates); }
 double BenchResult::share_of_layers() const { return rate() / median(layer_rates); }
 
+BenchResult count_bench_case(const BenchSetting& setting, int clients, int pairs, OperationTimes& counted) {
+  BenchResult result = without_figures(setting, clients, pairs, first_passes(setting, clients, most_device_rows));
+  Training training(setting, clients, pairs);
+  training.prepare(setting.backend, result.passes);
+  counted.clear();
+  training.step();
+  result.profile = counted;
+  return result;
+}
+
 BenchResult run_bench_case(const BenchSetting& setting, int clients, int pairs, ProductRate& ceiling,
                            double best_rate) {
   BenchResult result;
-  const auto start_over = [&](Passes passes) {
-    result = {};
-    result.clients = clients;
-    result.pairs = pairs;
-    result.passes = passes;
-    result.largest_pass = largest_pass(setting, result);
-    const double all = static_cast<double>(clients) * pairs;
-    result.operations = {setting.operations_of_pair.forward * all, setting.operations_of_pair.backward * all};
-    result.tokens = static_cast<double>(setting.pairs.files[0].num_tokens(0)) * all;
-  };
+  const auto start_over = [&](Passes passes) { result = without_figures(setting, clients, pairs, passes); };
   start_over(first_passes(setting, clients, most_device_rows));
   const double limit = setting.line.bench.most_seconds;
   const double expected = best_rate > 0 ? result.operations.total() / best_rate : 0;

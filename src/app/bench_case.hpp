@@ -56,5 +56,7 @@ double median(std::vector<double> values);
 
 /// `best_rate`: of the fastest combination so far, operations a second; 0 where there is none.
 BenchResult run_bench_case(const BenchSetting& setting, int clients, int pairs, ProductRate& ceiling, double best_rate);
+/// What a step asks of a counting backend, the setting's, which adds it to `counted`: a profile without seconds.
+BenchResult count_bench_case(const BenchSetting& setting, int clients, int pairs, OperationTimes& counted);
 
 }  // namespace fedpdpo

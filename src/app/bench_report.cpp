@@ -25,6 +25,9 @@ nlohmann::json result_json(const BenchResult& r) {
                          {"micro_rows", r.passes.micro_rows},
                          {"rows_of_largest_pass", r.largest_pass},
                          {"left_out", r.left_out}};
+  for (const auto& [operation, time] : r.profile)
+    json["profile"][operation] = {
+        {"seconds", time.seconds}, {"calls", time.calls}, {"bytes", time.bytes}, {"operations", time.operations}};
   if (r.seconds.empty()) return json;
   json["operations_forward"] = r.operations.forward;
   json["operations_backward"] = r.operations.backward;
@@ -38,8 +41,6 @@ nlohmann::json result_json(const BenchResult& r) {
   json["operations_per_second"] = r.rate();
   json["share_of_ceiling"] = r.share_of_ceiling();
   json["share_of_layers"] = r.share_of_layers();
-  for (const auto& [operation, time] : r.profile)
-    json["profile"][operation] = {{"seconds", time.seconds}, {"calls", time.calls}, {"bytes", time.bytes}};
   return json;
 }
 
@@ -54,14 +55,20 @@ std::string comma_separated(const std::vector<int>& numbers) {
 std::string bench_heading(const BenchFacts& f) {
   const RunOptions& o = f.line.run;
   const BenchOptions& bench = f.line.bench;
-  return fmt::format(
+  const std::string above = fmt::format(
       "{} {} on {}, {}; {:.3f} M trainables a client\n"
-      "pairs of {} tokens, {} packed rows and {} targets each; a step of a client: forward, backward, AdamW\n"
-      "ceiling: {}; layers: their own products with a pass's rows; all measured in between, medians of up to {}\n"
-      "{:>7} {:>6} {:>7} {:>6} {:>10} {:>10} {:>11} {:>10} {:>8} {:>8} {:>11}\n",
+      "pairs of {} tokens, {} packed rows and {} targets each; a step of a client: forward, backward, AdamW\n",
       o.method, f.model, f.backend.description(), o.precision == Precision::bf16 ? "bf16" : "fp32",
-      static_cast<double>(f.layout.size()) / 1e6, bench.tokens, f.rows, f.targets, f.ceiling, bench.repeats, "clients",
-      "pairs", "cohort", "rows", "s/step", "pairs/s", "tokens/s", "TFLOP/s", "ceiling", "layers", "memory");
+      static_cast<double>(f.layout.size()) / 1e6, bench.tokens, f.rows, f.targets);
+  const std::string cases = fmt::format("{:>7} {:>6} {:>7} {:>6}", "clients", "pairs", "cohort", "rows");
+  if (bench.count)
+    return above + "counted, not measured: bytes of operations' arguments, arithmetic of products and attention\n" +
+           cases + "\n";
+  return fmt::format(
+      "{}ceiling: {}; layers: their own products with a pass's rows; all measured in between, medians of up to {}\n"
+      "{} {:>10} {:>10} {:>11} {:>10} {:>8} {:>8} {:>11}\n",
+      above, f.ceiling, bench.repeats, cases, "s/step", "pairs/s", "tokens/s", "TFLOP/s", "ceiling", "layers",
+      "memory");
 }
 
 std::string bench_line(const BenchResult& r) {
@@ -74,17 +81,31 @@ std::string bench_line(const BenchResult& r) {
 }
 
 std::string bench_profile(const BenchResult& r) {
+  const bool timed = !r.seconds.empty();
   std::vector<std::pair<std::string, OperationTime>> times(r.profile.begin(), r.profile.end());
-  std::sort(times.begin(), times.end(),
-            [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-  double sum = 0;
-  for (const auto& [operation, time] : times) sum += time.seconds;
-  std::string text =
-      fmt::format("    {:.5f} s in operations, each waited for (a step takes {:.5f} s)\n", sum, r.step_seconds());
-  for (const auto& [operation, time] : times)
-    text +=
-        fmt::format("    {:<32} {:>7} calls {:>10.5f} s {:>6.1f} % {:>8.1f} MB {:>8.1f} GB/s\n", operation, time.calls,
-                    time.seconds, 100 * time.seconds / sum, time.bytes / 1e6, time.bytes / 1e9 / time.seconds);
+  std::stable_sort(times.begin(), times.end(), [timed](const auto& a, const auto& b) {
+    return timed ? a.second.seconds > b.second.seconds : a.second.bytes > b.second.bytes;
+  });
+  OperationTime sum;
+  for (const auto& [operation, time] : times) {
+    sum.seconds += time.seconds;
+    sum.bytes += time.bytes;
+    sum.operations += time.operations;
+  }
+  const auto cost = [](const OperationTime& t) {
+    return fmt::format("{:>10.2f} MB {:>10.3f} GFLOP", t.bytes / 1e6, t.operations / 1e9);
+  };
+  std::string text = timed ? fmt::format("    {:.5f} s in operations, each waited for (a step takes {:.5f} s)\n",
+                                         sum.seconds, r.step_seconds())
+                           : fmt::format("    {:<46} {}\n", "a step", cost(sum));
+  for (const auto& [operation, time] : times) {
+    text += fmt::format("    {:<32} {:>7} calls {}", operation, time.calls, cost(time));
+    if (timed)
+      text += fmt::format(" {:>10.5f} s {:>5.1f} % {:>8.1f} GB/s {:>7.2f} TFLOP/s", time.seconds,
+                          100 * time.seconds / sum.seconds, time.bytes / 1e9 / time.seconds,
+                          time.operations / 1e12 / time.seconds);
+    text += "\n";
+  }
   return text;
 }
 

@@ -24,7 +24,7 @@ struct BenchFacts {
 std::string bench_heading(const BenchFacts& facts);
 /// A line of the table.
 std::string bench_line(const BenchResult& result);
-/// Seconds by operation, the longest first.
+/// What operations take, the longest first, or what they have to do where it has been counted.
 std::string bench_profile(const BenchResult& result);
 /// All of it, every sample too: a JSON object.
 std::string bench_json(const BenchFacts& facts, const std::vector<BenchResult>& results);

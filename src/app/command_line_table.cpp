@@ -354,6 +354,8 @@ std::vector<OptionSpec> make_table() {
       {"json", "FILE", "write all figures there", bench, set_json},
       {"profile", "", "seconds by operation, from one more step in which each is waited for", bench,
        [](Line& l, const Given& g) { l.bench.profile = choice(g, switch_names); }, Arity::none},
+      {"count", "", "bytes and arithmetic of a device's step by operation, counted and not computed", bench,
+       [](Line& l, const Given& g) { l.bench.count = choice(g, switch_names); }, Arity::none},
   };
 }
 // clang-format on

@@ -26,6 +26,7 @@ struct BenchOptions {
   std::filesystem::path json;  ///< where all figures go; empty: nowhere
   int ceiling = 0;             ///< side of the large product that a step is held against; 0: what fits the device
   bool profile = false;        ///< a step more, with every operation timed
+  bool count = false;          ///< what a step moves and multiplies, instead of measuring one
   bool cohort_given = false, micro_rows_given = false;  ///< by the user; else a device takes what fits
 };
 
