@@ -131,6 +131,7 @@ class Reader {
     }
     if (o.lora_rank > 0) {
       o.lora_first_layer = first;
+      o.lora_targets.clear();
       for (const std::string& module : modules) o.lora_targets += (o.lora_targets.empty() ? "" : ",") + module;
       o.lora_alpha =
           o.lora_rank == settings_.rank && !settings_.rank_stabilized ? settings_.alpha : common_scale() * o.lora_rank;

@@ -38,17 +38,28 @@ void require_plain(const json& config, const std::filesystem::path& file) {
     throw InputError(file.string(), "init_lora_weights", "true, false, gaussian, eva or orthogonal", shown(start));
 }
 
+constexpr int most_rank = 4096;
+
+/// PEFT's get_pattern_key: a pattern stands for the paths that it is or that end in it.
+std::regex of_paths(const std::string& pattern) { return std::regex("(.*\\.)?(" + pattern + ")"); }
+
+bool is_rank(double value) { return value >= 1 && value <= most_rank && value == std::floor(value); }
+bool is_alpha(double value) { return value > 0; }
+
+/// Numbers by pattern that are as `fits` has it, `expected` in words.
 std::vector<std::pair<std::string, double>> patterns(const nlohmann::ordered_json& config, const char* field,
+                                                     bool (*fits)(double), const std::string& expected,
                                                      const std::filesystem::path& file) {
   std::vector<std::pair<std::string, double>> result;
   const auto found = config.find(field);
   if (found == config.end() || found->is_null()) return result;
   if (!found->is_object()) throw InputError(file.string(), field, "an object", found->type_name());
   for (const auto& [pattern, value] : found->items()) {
-    if (!value.is_number() || value.get<double>() <= 0)
-      throw InputError(file.string(), field + ("." + pattern), "a number above 0", value.dump());
+    if (!value.is_number() || !fits(value.get<double>()))
+      throw InputError(file.string(), field + ("." + pattern), expected, shown(value));
     try {
       static_cast<void>(std::regex(pattern));
+      static_cast<void>(of_paths(pattern));
     } catch (const std::regex_error&) {
       throw InputError(file.string(), field, "regular expressions", pattern);
     }
@@ -57,11 +68,11 @@ std::vector<std::pair<std::string, double>> patterns(const nlohmann::ordered_jso
   return result;
 }
 
-/// PEFT's get_pattern_key: the first pattern that the path is or ends in.
+/// Of the first pattern that fits.
 double by_pattern(const std::vector<std::pair<std::string, double>>& patterns, const std::string& module,
                   double otherwise) {
   for (const auto& [pattern, value] : patterns)
-    if (std::regex_match(module, std::regex("(.*\\.)?(" + pattern + ")"))) return value;
+    if (std::regex_match(module, of_paths(pattern))) return value;
   return otherwise;
 }
 
@@ -83,18 +94,19 @@ PeftSettings read_peft_settings(const std::filesystem::path& file, const std::st
   require_plain(config, file);
   PeftSettings settings;
   const auto rank = json_required<std::int64_t>(config, "r", file);
-  if (rank < 1 || rank > 4096) throw InputError(file.string(), "r", "a rank from 1 to 4096", std::to_string(rank));
+  const std::string a_rank = "a rank from 1 to " + std::to_string(most_rank);
+  if (!is_rank(static_cast<double>(rank))) throw InputError(file.string(), "r", a_rank, std::to_string(rank));
   settings.rank = static_cast<int>(rank);
   settings.alpha = json_required<double>(config, "lora_alpha", file);
-  if (!(settings.alpha > 0))
+  if (!is_alpha(settings.alpha))
     throw InputError(file.string(), "lora_alpha", "a number above 0", std::to_string(settings.alpha));
   settings.dropout = json_optional<double>(config, "lora_dropout", file).value_or(0);
   settings.rank_stabilized = json_optional<bool>(config, "use_rslora", file).value_or(false);
   const MappedFile text(file);
   const auto* begin = reinterpret_cast<const char*>(text.bytes().data());
   const auto ordered = nlohmann::ordered_json::parse(begin, begin + text.bytes().size());
-  settings.ranks = patterns(ordered, "rank_pattern", file);
-  settings.alphas = patterns(ordered, "alpha_pattern", file);
+  settings.ranks = patterns(ordered, "rank_pattern", is_rank, a_rank, file);
+  settings.alphas = patterns(ordered, "alpha_pattern", is_alpha, "a number above 0", file);
   const json saved = config.value("modules_to_save", json());
   if (!is_off(saved)) {
     settings.saves_head = saved == json::array({head});

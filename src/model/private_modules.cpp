@@ -90,8 +90,11 @@ std::optional<json> add_private_modules(const std::filesystem::path& folder, con
   }
   if (!has_private_modules(model)) return about;
   const ParameterLayout layout = model.layout(config);
-  std::vector<float> values(layout.size());
+  // What the file holds bounds what is asked for.
   const SafetensorsFile stored(folder / modules_weights_name);
+  for (const Parameter& p : layout.parameters())
+    if (is_private_module(p)) static_cast<void>(stored.read<float>(p.name, stored_shape(p)));
+  std::vector<float> values(layout.size());
   for (const Parameter& p : layout.parameters()) {
     const std::span<float> to = part_to_write(values, p);
     if (is_private_module(p)) {

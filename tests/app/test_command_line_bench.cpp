@@ -20,6 +20,8 @@ TEST(CommandLine, Bench) {
   EXPECT_EQ(line.bench.most_seconds, 2.5);
   EXPECT_EQ(line.bench.json, "f.json");
   EXPECT_TRUE(line.bench.profile);
+  EXPECT_FALSE(line.bench.count);
+  EXPECT_TRUE(parse_command_line({"bench", "--count"}).bench.count);
   EXPECT_FALSE(line.bench.cohort_given || line.bench.micro_rows_given);
   EXPECT_EQ(line.run.adapter.lora_rank, 2);
   EXPECT_EQ(parse_command_line({"bench", "--model", "m"}).bench.shape, "");

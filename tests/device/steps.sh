@@ -222,6 +222,11 @@ quick_bench() {
 step_4() {
   local failed=0
   quick_bench bf16 bf16 --profile || failed=1
+  # What the profile is to be held against: bytes and arithmetic, counted.
+  # shellcheck disable=SC2046
+  "$PROGRAM" bench --count $(bench_source smollm2-135m) --method fedavg --precision bf16 --clients 8 --pairs 4 || failed=1
+  # Passes whose activations the cache may hold.
+  quick_bench bf16 bf16-4096-rows --micro-rows 4096 || failed=1
   # Algorithms that are chosen for a small pass: what these cost a full one.
   FEDPDPO_CUDA_ROWS=512 quick_bench bf16 bf16-rows-512 || failed=1
   quick_bench fp32 fp32 --profile || failed=1

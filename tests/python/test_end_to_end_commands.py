@@ -188,6 +188,26 @@ def test_bench_of_a_cohort_and_its_profile(space: Workspace) -> None:
     assert re.search(r"grouped_outer +\d+ calls", outcome.out)
 
 
+def test_bench_counts_what_a_device_would_have_to_do(space: Workspace) -> None:
+    path = space.folder / "count.json"
+    outcome = space.call("bench", "--count", "--model", LLAMA, "--method", "fedavg", "--precision", "bf16", "--tokens",
+                         "8/6/5", "--clients", 3, "--pairs", 2, "--json", path)
+    assert outcome.code == 0, outcome.err
+    assert "counted, not measured" in outcome.out and re.search(r"^ +a step +[\d.]+ MB +[\d.]+ GFLOP$", outcome.out, re.M)
+    (result,) = json.loads(path.read_text())["results"]
+    assert (result["cohort"], result["rows_of_largest_pass"]) == (3, 6 * 17) and "seconds" not in result
+    cost = {operation: (entry["bytes"], entry["operations"]) for operation, entry in result["profile"].items()}
+    # A pair is 8 rows of prompt and 5 and 4 of the responses, which see it, and 11 targets; the model has two layers.
+    attended = 8 * 9 // 2 + 5 * 8 + 5 * 6 // 2 + 4 * 8 + 4 * 5 // 2
+    assert cost["attention"] == (2 * 102 * (2 * (64 + 32) + 4 * 4), 2 * 6 * 4 * 32 * attended)
+    assert cost["attention_backward"][1] == 2.5 * cost["attention"][1]
+    # LoRA's term is there before the product adds to it, in bf16.
+    assert cost["linear 32x48"] == (2 * 2 * (102 * 48 + 32 * 48 + 2 * 102 * 32), 2 * 2 * 102 * 32 * 48)
+    trainables = lora_size(LLAMA_LINEARS, 8)
+    assert cost["adamw_spans"] == (3 * 7 * 4 * trainables, 0)
+    assert cost["low_rank_up"][1] == 2 * 2 * 102 * 8 * sum(rows for rows, _ in LLAMA_LINEARS)
+
+
 def test_bench_leaves_out_what_would_take_too_long(space: Workspace) -> None:
     outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--clients", "1,100000", "--repeats", 1,
                          "--warmup", 1, "--ceiling", 64, "--most-seconds", 0.001)

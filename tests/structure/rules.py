@@ -167,7 +167,7 @@ def operations_are_timed(root: Path) -> Iterator[str]:
         return
     text = timed.read_text(encoding="utf-8") if timed.is_file() else ""
     for name in re.findall(r"virtual [^;]*?\bdo_(\w+)\(", header.read_text(encoding="utf-8")):
-        if not re.search(rf"\binner_\.{name}\(", text):
+        if not re.search(rf"\binner_->{name}\(", text):
             yield f"{timed.relative_to(root)}: {name} is not handed on"
 
 

@@ -37,7 +37,7 @@ SOUND = {
     "src/backend/cuda/kernels.cu": "// Kernels.\n#include <cublasLt.h>\n",
     "include/fedpdpo/backend/backend.hpp":
         "// Operations.\n#pragma once\nclass Backend { virtual void do_copy(float) = 0; };\n",
-    "src/backend/timed_backend.cpp": "// All, timed.\nvoid f() { inner_.copy(1); inner_.axpy(1); }\n",
+    "src/backend/timed_backend.cpp": "// All, timed.\nvoid f() { inner_->copy(1); inner_->axpy(1); }\n",
     "tests/backend/test_copy.cpp": "// Copies.\nvoid f() { backend->copy(1); }\n",
     "analysis/table.py": '#!/usr/bin/env python3\n"""Tables."""\n',
 }
