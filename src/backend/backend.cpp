@@ -196,10 +196,8 @@ void Backend::linear_backward(ConstView d_y, ConstView w, View d_x, Write mode) 
 void Backend::rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
                      View x) {
   const Contract contract("rotate");
-  contract.activations(*this, x, "x").matrix(positions, "positions", 1, x.rows, DType::i32);
-  contract.matrix(cos, "cos").matrix(sin, "sin", cos.rows, cos.cols);
+  contract.activations(*this, x, "x").rotary({positions, cos, sin}, x.rows, head_dim);
   contract.require(head_dim > 0 && x.cols % head_dim == 0, "columns are whole heads");
-  contract.require(2 * cos.cols <= head_dim, "the rotary part lies within a head");
   if (x.size() > 0 && cos.cols > 0) do_rotate(positions, cos, sin, head_dim, direction, x);
 }
 
@@ -211,14 +209,15 @@ void Backend::attention(const AttentionPlan& plan, const AttentionShape& shape, 
 }
 
 void Backend::attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
-                                 ConstView lse, ConstView d_out, View d_qkv) {
+                                 ConstView lse, ConstView d_out, View d_qkv, const RotaryRows& rotary) {
   const Contract contract("attention_backward");
   const std::int64_t width = std::int64_t{shape.num_heads} * shape.head_dim;
   contract.activations(*this, qkv, "qkv").attention(plan, shape, qkv).matrix(lse, "lse", qkv.rows, shape.num_heads);
   contract.matrix(out, "out", qkv.rows, width, qkv.dtype).matrix(d_out, "d_out", qkv.rows, width, qkv.dtype);
   contract.matrix(d_qkv, "d_qkv", qkv.rows, qkv.cols, qkv.dtype)
       .require(d_qkv.data != qkv.data || qkv.rows == 0, "d_qkv is not qkv itself");
-  if (qkv.rows > 0) do_attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv);
+  if (rotary.cos.cols > 0) contract.rotary(rotary, qkv.rows, shape.head_dim);
+  if (qkv.rows > 0) do_attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv, rotary);
 }
 
 void Backend::gated_activation(Activation kind, ConstView x, View y) {

@@ -95,6 +95,11 @@ class Contract {
     }
     return *this;
   }
+  const Contract& rotary(const RotaryRows& tables, std::int64_t rows, std::int64_t head_dim) const {
+    matrix(tables.positions, "positions", 1, rows, DType::i32).matrix(tables.cos, "cos");
+    matrix(tables.sin, "sin", tables.cos.rows, tables.cos.cols);
+    return require(2 * tables.cos.cols <= head_dim, "the rotary part lies within a head");
+  }
   const Contract& attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv) const {
     require(shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
                 shape.num_heads > 0,

@@ -221,10 +221,10 @@ class TimedBackend final : public Backend {
           [&] { inner_->attention(plan, shape, qkv, out, lse); });
   }
   void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
-                             ConstView lse, ConstView d_out, View d_qkv) override {
+                             ConstView lse, ConstView d_out, View d_qkv, const RotaryRows& rotary) override {
     timed("attention_backward",
           {moved({qkv, out, lse, d_out, d_qkv}), 10 * attended_pairs(plan) * static_cast<double>(out.cols)},
-          [&] { inner_->attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv); });
+          [&] { inner_->attention_backward(plan, shape, qkv, out, lse, d_out, d_qkv, rotary); });
   }
   void do_gated_activation(Activation kind, ConstView x, View y) override {
     timed("gated_activation", moved({x, y}), [&] { inner_->gated_activation(kind, x, y); });

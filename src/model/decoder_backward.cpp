@@ -90,7 +90,9 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
         "backward: not the batch of the last training forward pass");
   const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
   const bool parallel = config_.residual == ResidualKind::parallel;
-  ConstView positions{positions_.view().data, 1, rows, rows, DType::i32};
+  RotaryRows rotary;
+  if (config_.rotary_dim > 0)
+    rotary = {{positions_.view().data, 1, rows, rows, DType::i32}, weights_->cos, weights_->sin};
   View normed = normed_.first(rows), activated = activated_.first(rows), d_normed = d_normed_.first(rows);
   const auto wide = [&](std::int64_t cols) { return activations(d_wide_, rows, cols); };
   const auto inner = [&](std::int64_t cols) { return activations(d_inner_, rows, cols); };
@@ -139,10 +141,8 @@ void Decoder::backward(const BatchView& batch, const CohortParameters& parameter
     with_input(Block::output, attended);
     if (parallel) norm_backward(mlp_input, w.mlp_norm, d_normed, d_x, Write::accumulate);
     backend_.attention_backward(batch.attention, attention_shape_, qkv, attended, buffers.lse.first(rows), d_attended,
-                                d_qkv);
+                                d_qkv, rotary);
     View d_rotated = d_qkv.columns(0, config_.query_key_width());
-    if (config_.rotary_dim > 0)
-      backend_.rotate(positions, weights_->cos, weights_->sin, head_dim, Rotation::inverse, d_rotated);
     if (config_.head_norm)
       backend_.head_norm_backward(buffers.head_norm_input.first(rows), w.head_norm, head_dim, config_.norm_eps,
                                   d_rotated, d_rotated);

@@ -59,6 +59,27 @@ TEST_P(Attention, Rotate) {
   }
 }
 
+TEST_P(Attention, GradientsAreRotatedBack) {
+  for (const auto& [head_dim, rotary] : {std::pair{8, 8}, {16, 6}, {64, 64}}) {
+    const Plan plan = pairs({{4, 2, 3}, {5, 1, 9}});
+    const AttentionShape shape = heads(4, 2, head_dim);
+    const std::int64_t rows = plan.rows(), width = std::int64_t{4} * head_dim;
+    const Matrix cos = random(12, rotary / 2), sin = random(12, rotary / 2);
+    const Buffer in = put(random(rows, 2 * width)), gradient = put(random(rows, width)),
+                 at = put(random_indices(rows, 12));
+    const Buffer out = poisoned(rows, width), lse = poisoned(rows, 4);
+    const Buffer apart = poisoned(rows, 2 * width), rotated = poisoned(rows, 2 * width, 1, 2);
+    const Buffer c = put(cos, 0, 1), s = put(sin, 1, 1);
+    backend_->attention(plan.view(), shape, in.view, out.view, lse.view);
+    backend_->attention_backward(plan.view(), shape, in.view, out.view, lse.view, gradient.view, apart.view);
+    backend_->rotate(at.view, c.view, s.view, head_dim, Rotation::inverse,
+                     apart.view.columns(0, query_key_width(shape)));
+    backend_->attention_backward(plan.view(), shape, in.view, out.view, lse.view, gradient.view, rotated.view,
+                                 {at.view, c.view, s.view});
+    expect_close(get(apart), rotated, tolerance::kExact);
+  }
+}
+
 TEST_P(Attention, SmallGroups) { expect_attention(pairs({{4, 2, 3}, {1, 1, 1}, {3, 4, 1}}), heads(4, 2, 8), true); }
 TEST_P(Attention, OneRow) { expect_attention(pairs({{1, 0, 0}}), heads(2, 1, 8), true); }
 TEST_P(Attention, OddHeadDims) {

@@ -143,6 +143,43 @@ TEST_P(AttentionBf16, ShapesWithoutTensorKernels) {
   for (const int head_dim : {5, 40, 100}) expect_attention(plan, {2, 1, head_dim, -0.2f});
   expect_attention(plan, {2, 1, 16, 0});
 }
+TEST_P(AttentionBf16, GradientsAreRotatedBack) {
+  // Whole heads as wide as a tile, in the kernels that compute them, and others, after these.
+  const TestPlan plan = TestPlan::pairs({{70, 65, 3}, {5, 1, 20}});
+  for (const auto& [head_dim, rotary] : {std::pair{32, 32}, {64, 64}, {80, 80}, {128, 128}, {64, 16}, {48, 48}}) {
+    SCOPED_TRACE(testing::Message() << rotary << " of " << head_dim);
+    const AttentionShape shape = test_heads(4, 2, head_dim);
+    const std::int64_t rows = plan.rows(), half = rotary / 2, heads = std::int64_t{4} * head_dim;
+    Matrix cos(9, half), sin(9, half), opposite(9, half);
+    for (std::size_t i = 0; i < cos.values.size(); ++i) {
+      cos.values[i] = static_cast<float>(std::cos(static_cast<double>(i)));
+      sin.values[i] = static_cast<float>(std::sin(static_cast<double>(i)));
+      opposite.values[i] = -sin.values[i];
+    }
+    const Indices positions = random_indices(rows, 9);
+    const Matrix qkv = random_half(rows, width(shape)), d_out = random_half(rows, heads);
+    const Result plain = run(plan, shape, qkv, d_out);
+    const Half in = put_half(qkv, Place::aligned), gradient = put_half(d_out, Place::aligned);
+    const Half out = poisoned_half(rows, heads, Place::aligned), d_qkv = poisoned_half(rows, qkv.cols, Place::aligned);
+    const Buffer lse = poisoned(rows, 4), at = put(positions), c = put(cos, 1, 2), s = put(sin, 2, 1);
+    backend_->attention(plan.view(), shape, in.view, out.view, lse.view);
+    backend_->attention_backward(plan.view(), shape, in.view, out.view, lse.view, gradient.view, d_qkv.view,
+                                 {at.view, c.view, s.view});
+    const std::int64_t keys = query_key_width(shape);
+    const auto columns = [](const Matrix& m, std::int64_t begin, std::int64_t end) {
+      Matrix part(m.rows, end - begin);
+      for (std::int64_t t = 0; t < m.rows; ++t)
+        for (std::int64_t i = begin; i < end; ++i) part(t, i - begin) = m(t, i);
+      return part;
+    };
+    const Matrix found = matrix(bits(d_qkv), rows), before = matrix(plain.d_qkv, rows);
+    // Once rounded before the rotation, or not, and once after it.
+    expect_close(reference::rotate(positions, cos, opposite, head_dim, columns(before, 0, keys)),
+                 columns(found, 0, keys), 2 * tolerance::kBf16Output);
+    EXPECT_EQ(columns(found, keys, qkv.cols).values, columns(before, keys, qkv.cols).values);
+  }
+}
+
 TEST_P(AttentionBf16, ContextIsAPartOfTheRowsBefore) {
   TestPlan plan;
   plan.segments = {{0, 100, 0, 0}, {100, 130, 7, 93}, {130, 260, 30, 110}, {260, 260, 0, 260}, {260, 262, 65, 66}};

@@ -233,6 +233,12 @@ std::vector<std::uint16_t> attend_in_bf16(Backend& backend, std::int32_t rows) {
   const emulation::Counts after = emulation::counts();
   EXPECT_EQ(after.launches - before.launches, 3u);
   EXPECT_EQ(after.waits, before.waits);
+  // Rotating the gradient back takes no launch of its own.
+  const Tensor positions(backend, 1, rows, DType::i32), tables(backend, 1, 32);
+  backend.attention_backward({segments, groups}, heads, qkv.view(), out.view(), lse.view(), out.view(), d_qkv.view(),
+                             {positions.view(), tables.view(), tables.view()});
+  EXPECT_EQ(emulation::counts().launches - after.launches, 2u);
+  backend.attention_backward({segments, groups}, heads, qkv.view(), out.view(), lse.view(), out.view(), d_qkv.view());
   numbers.push_back(static_cast<std::uint16_t>(after.allocations - before.allocations));
   backend.copy_to_host(numbers.data(), d_qkv.view().data, d_qkv.bytes());
   return numbers;

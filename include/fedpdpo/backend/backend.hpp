@@ -30,6 +30,17 @@ struct AttentionShape {
   float scale = 1;  ///< usually 1 / sqrt(head_dim)
 };
 
+/// Columns of queries and keys, which lie before the values.
+inline std::int64_t query_key_width(const AttentionShape& s) {
+  return std::int64_t{s.num_heads + s.num_kv_heads} * s.head_dim;
+}
+
+/// A rotary embedding: positions of rows, (1, T) i32, and tables by position, (P, rotary_dim / 2) each. Without
+/// columns: none.
+struct RotaryRows {
+  ConstView positions, cos, sin;
+};
+
 /// A (rows, cols) fp32 matrix of every slot: element (i, j) of slot s is data[s * slot_stride + i * cols + j].
 struct ConstClientMatrix {
   const float* data = nullptr;
@@ -216,8 +227,10 @@ class Backend {
   /// Uploads a plan that the next calls are given, where it must be on the device.
   virtual void prepare(const AttentionPlan& plan);
   /// d_qkv (overwritten) has qkv's shape and dtype, as out and d_out have its dtype.
+  /// With tables it is the gradient of what rotate() made queries and keys of: these are rotated back, as rotate()
+  /// would.
   void attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
-                          ConstView lse, ConstView d_out, View d_qkv);
+                          ConstView lse, ConstView d_out, View d_qkv, const RotaryRows& rotary = {});
 
   // --- activations, all arguments of one dtype
   /// y = act(gate) * up with x = [gate | up] (T, 2n), y (T, n).
@@ -318,7 +331,8 @@ class Backend {
   virtual void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out,
                             View lse) = 0;
   virtual void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv,
-                                     ConstView out, ConstView lse, ConstView d_out, View d_qkv) = 0;
+                                     ConstView out, ConstView lse, ConstView d_out, View d_qkv,
+                                     const RotaryRows& rotary) = 0;
   virtual void do_gated_activation(Activation kind, ConstView x, View y) = 0;
   virtual void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) = 0;
   virtual void do_activation(Activation kind, ConstView x, View y) = 0;

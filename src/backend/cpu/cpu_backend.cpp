@@ -131,10 +131,14 @@ void CpuBackend::do_attention(const AttentionPlan& plan, const AttentionShape& s
 }
 
 void CpuBackend::do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv,
-                                       ConstView out, ConstView lse, ConstView d_out, View d_qkv) {
+                                       ConstView out, ConstView lse, ConstView d_out, View d_qkv,
+                                       const RotaryRows& rotary) {
   over_attention_tasks(plan, shape, [&](std::int64_t group, std::int64_t kv_head, float* scratch) {
     attention_backward_task(plan, shape, group, kv_head, qkv, out, lse, d_out, d_qkv, scratch);
   });
+  if (rotary.cos.cols > 0)
+    do_rotate(rotary.positions, rotary.cos, rotary.sin, shape.head_dim, Rotation::inverse,
+              d_qkv.columns(0, query_key_width(shape)));
 }
 
 }  // namespace fedpdpo::cpu

@@ -57,7 +57,7 @@ class CpuBackend final : public Backend {
                  View x) override;
   void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out, View lse) override;
   void do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, ConstView out,
-                             ConstView lse, ConstView d_out, View d_qkv) override;
+                             ConstView lse, ConstView d_out, View d_qkv, const RotaryRows& rotary) override;
   void do_gated_activation(Activation kind, ConstView x, View y) override;
   void do_gated_activation_backward(Activation kind, ConstView x, ConstView d_y, View d_x, View y) override;
   void do_activation(Activation kind, ConstView x, View y) override;

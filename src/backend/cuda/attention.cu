@@ -8,6 +8,7 @@
 
 #include "cuda/attention.hpp"
 #include "cuda/attention_heads.hpp"
+#include "cuda/kernels.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/reduce.hpp"
 #include "fedpdpo/core/error.hpp"
@@ -193,16 +194,25 @@ void attention(cudaStream_t stream, const DevicePlan& plan, const AttentionShape
 }
 
 void attention_backward(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv,
-                        ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv) {
-  if (qkv.dtype == DType::bf16 && has_tensor_kernels(shape))
-    return attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv);
-  with_parts_and_type(shape.head_dim, qkv.dtype, [&](auto parts, auto element) {
-    using T = decltype(element);
-    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_heads), threads(),
-           query_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, out, lse, d_out, delta, d_qkv);
-    launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_kv_heads), threads(),
-           key_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, lse, d_out, delta, d_qkv);
-  });
+                        ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv,
+                        const RotaryRows& rotary) {
+  const bool by_tiles = qkv.dtype == DType::bf16 && has_tensor_kernels(shape);
+  if (by_tiles && (rotary.cos.cols == 0 || can_rotate(shape, rotary)))
+    return attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv, rotary);
+  if (by_tiles) {
+    attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv, {});
+  } else {
+    with_parts_and_type(shape.head_dim, qkv.dtype, [&](auto parts, auto element) {
+      using T = decltype(element);
+      launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_heads), threads(),
+             query_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, out, lse, d_out, delta, d_qkv);
+      launch(stream, "attention_backward", grid_of(qkv.rows, shape.num_kv_heads), threads(),
+             key_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, lse, d_out, delta, d_qkv);
+    });
+  }
+  if (rotary.cos.cols > 0)
+    rotate(stream, rotary.positions, rotary.cos, rotary.sin, shape.head_dim, Rotation::inverse,
+           d_qkv.columns(0, query_key_width(shape)));
 }
 
 }  // namespace fedpdpo::cuda

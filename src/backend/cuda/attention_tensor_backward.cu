@@ -55,11 +55,37 @@ __device__ float row_product(const std::uint16_t* d_out, const std::uint16_t* ou
   return sum + __shfl_xor_sync(0xffffffffu, sum, 1);
 }
 
+/// Rotates the gradient of the warp's 16 rows from `first_row` on back, where there are tables: halves of a head lie kD
+/// / 2 columns apart, in the same lane.
+template <int kD>
+__device__ void rotate_back(float (&sum)[kD / 8][4], const RotaryRows& rotary, std::int64_t first_row, int rows,
+                            Lane lane) {
+  if (rotary.cos.cols == 0) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane.row + half * 8;
+    if (row >= rows) break;
+    const std::int32_t position = static_cast<const std::int32_t*>(rotary.positions.data)[first_row + row];
+    const float* const cos = row_of(rotary.cos, position) + lane.column;
+    const float* const sin = row_of(rotary.sin, position) + lane.column;
+#pragma unroll
+    for (int n = 0; n < kD / 16; ++n) {
+      for (int i = 0; i < 2; ++i) {
+        float& a = sum[n][2 * half + i];
+        float& b = sum[n + kD / 16][2 * half + i];
+        const float c = cos[n * 8 + i], s = sin[n * 8 + i], before = a;
+        a = fmaf(b, s, before * c);
+        b = fmaf(-before, s, b * c);
+      }
+    }
+  }
+}
+
 /// dQ, and D for the other kernel.
 template <int kD>
 __global__ void __launch_bounds__(kTileThreads)
     query_gradient_kernel(DevicePlan plan, Heads heads, bool aligned, ConstView qkv, ConstView out, ConstView lse,
-                          ConstView d_out, View delta, View d_qkv) {
+                          ConstView d_out, View delta, View d_qkv, RotaryRows rotary) {
   const QueryTile tile = plan.query_tiles[blockIdx.x / heads.num_heads];
   if (tile.begin == tile.end) return;
   const int head = static_cast<int>(blockIdx.x % heads.num_heads), kv_head = head / heads.shared();
@@ -142,6 +168,7 @@ __global__ void __launch_bounds__(kTileThreads)
   }
   if (first >= rows) return;
   const float factor[2] = {heads.scale, heads.scale};
+  rotate_back<kD>(d_q, rotary, tile.begin + first, rows - first, lane);
   store_rows<kD>(q_tile + first * kTileStride<kD>, d_q, factor, lane,
                  half_row(d_qkv, tile.begin + first) + heads.query(head), d_qkv.stride, rows - first, head_dim,
                  aligned);
@@ -171,7 +198,7 @@ struct QueryStep {
 template <int kD>
 __global__ void __launch_bounds__(kTileThreads)
     key_gradient_kernel(DevicePlan plan, Heads heads, bool aligned, ConstView qkv, ConstView lse, ConstView d_out,
-                        ConstView delta, View d_qkv) {
+                        ConstView delta, View d_qkv, RotaryRows rotary) {
   constexpr int kQueries = kQueryRows<kD>;
   static_assert(2 * kQueries <= kTileThreads);
   const KeyTile tile = plan.key_tiles[blockIdx.x / heads.num_kv_heads];
@@ -254,24 +281,32 @@ __global__ void __launch_bounds__(kTileThreads)
     store_rows<kD>(stage + first * kTileStride<kD>, sum, factor, lane, half_row(d_qkv, first_key) + column,
                    d_qkv.stride, rows - first, head_dim, aligned);
   };
+  rotate_back<kD>(d_k, rotary, first_key, rows - first, lane);
   store(k_tile, d_k, heads.scale, heads.key(kv_head));
   store(v_tile, d_v, 1.0f, heads.value(kv_head));
 }
 
 }  // namespace
 
+bool can_rotate(const AttentionShape& shape, const RotaryRows& rotary) {
+  bool whole_tile = false;
+  with_tile_columns(shape.head_dim, [&](auto columns) { whole_tile = columns() == shape.head_dim; });
+  return whole_tile && 2 * rotary.cos.cols == shape.head_dim;
+}
+
 void attention_tensor_backward(cudaStream_t stream, const DevicePlan& plan, const AttentionShape& shape, ConstView qkv,
-                               ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv) {
+                               ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv,
+                               const RotaryRows& rotary) {
   const bool aligned = rows_are_aligned(shape.head_dim, qkv, out, d_out, d_qkv);
   with_tile_columns(shape.head_dim, [&](auto columns) {
     constexpr int kD = columns();
     constexpr std::size_t kTileBytes = kTileElements<kD> * sizeof(std::uint16_t);
     launch_with_memory(stream, "attention_backward", tile_grid(plan, shape.num_heads), dim3(kTileThreads),
                        (3 + kKeyStages<kD>)*kTileBytes, query_gradient_kernel<kD>, plan, Heads(shape), aligned, qkv,
-                       out, lse, d_out, delta, d_qkv);
+                       out, lse, d_out, delta, d_qkv, rotary);
     launch_with_memory(stream, "attention_backward", tile_grid(plan, shape.num_kv_heads), dim3(kTileThreads),
                        2 * kTileBytes + 2 * sizeof(QueryStage<kD>), key_gradient_kernel<kD>, plan, Heads(shape),
-                       aligned, qkv, lse, d_out, delta, d_qkv);
+                       aligned, qkv, lse, d_out, delta, d_qkv, rotary);
   });
 }
 

@@ -240,10 +240,11 @@ void CudaBackend::do_attention(const AttentionPlan& plan, const AttentionShape& 
 }
 
 void CudaBackend::do_attention_backward(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv,
-                                        ConstView out, ConstView lse, ConstView d_out, View d_qkv) {
+                                        ConstView out, ConstView lse, ConstView d_out, View d_qkv,
+                                        const RotaryRows& rotary) {
   float* delta = delta_.get(static_cast<std::size_t>(qkv.rows * shape.num_heads));
   cuda::attention_backward(stream(), plan_.get(plan), shape, qkv, out, lse, d_out,
-                           view_of(delta, qkv.rows, shape.num_heads), d_qkv);
+                           view_of(delta, qkv.rows, shape.num_heads), d_qkv, rotary);
   written("attention_backward", {d_qkv});
 }
 
