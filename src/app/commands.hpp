@@ -49,8 +49,6 @@ PartitionInput read_pairs_and_partition(const Communicator& world, const RunOpti
 PairSet read_pairs(const Communicator& world, std::span<const std::filesystem::path> paths);
 /// InputError unless the pairs were made for this model and fit it.
 void require_fitting(const PairSet& pairs, const ModelFolder& model);
-/// InputError, naming --out, where there is a file that --overwrite does not give free, or none can be written.
-void require_output_file(const RunOptions& options);
 
 /// Collective. The backend that --device asks for. InputError, on every rank, where one has no such device.
 std::unique_ptr<Backend> make_backend(const Communicator& world, const RunOptions& options);

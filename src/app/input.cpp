@@ -51,12 +51,6 @@ void require_fitting(const PairSet& pairs, const ModelFolder& model) {
   }
 }
 
-void require_output_file(const RunOptions& options) {
-  if (std::filesystem::exists(options.out) && !options.overwrite)
-    throw InputError(options.out.string(), "--out", "a file that does not exist (or --overwrite)", "an existing one");
-  require_writable(options.out, "--out");
-}
-
 RunInput read_input(const Communicator& world, const RunOptions& options) {
   ModelFolder model = on_all_ranks(world, [&] { return ModelFolder(options.model); });
   auto [pairs, partition] = read_pairs_and_partition(world, options);

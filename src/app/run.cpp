@@ -4,15 +4,33 @@
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/io/file.hpp"
+#include "fedpdpo/record/checkpoint.hpp"
+#include "output_file.hpp"
 
 namespace fedpdpo {
 int run_command(const Communicator& world, const CommandLine& line) {
   const RunOptions& options = line.run;
+  std::optional<FileLock> lock;
   on_all_ranks(world, [&] {
-    if (world.rank() == 0) require_output_file(options);
+    if (world.rank() != 0) return 0;
+    require_free_output(options);
+    lock.emplace(options.out, "--out");
     return 0;
   });
   RunInput input = read_input(world, options);
+  const std::string model_hash = world.broadcast(
+      on_all_ranks(world, [&] { return world.rank() == 0 ? input.model.content_hash() : std::string(); }), 0);
+  std::string data_hash;
+  for (const PairFile& file : input.pairs.files) data_hash += (data_hash.empty() ? "" : " ") + file.content_hash;
+  std::int64_t complete = on_all_ranks(world, [&]() -> std::int64_t {
+    return world.rank() == 0 && is_complete(options, model_hash, data_hash) ? 1 : 0;
+  });
+  world.broadcast(std::as_writable_bytes(std::span(&complete, 1)), 0);
+  if (complete) {
+    log_info(options.out.string() + " is complete: nothing to do");
+    return 0;
+  }
   const MethodInfo& info = *find_method(options.method);
   const std::unique_ptr<FederatedMethod> method = info.make(options);
   // Before hours of reference log-probabilities: do the modules fit the model?
@@ -26,8 +44,7 @@ int run_command(const Communicator& world, const CommandLine& line) {
 
   ReferenceRequest request{
       {}, backend->name() + (options.precision == Precision::bf16 ? "-bf16" : "-fp32"), options.reference_cache};
-  request.model_hash = world.broadcast(
-      on_all_ranks(world, [&] { return world.rank() == 0 ? input.model.content_hash() : std::string(); }), 0);
+  request.model_hash = model_hash;
   ReferenceReport report;
   const ReferenceLogProbs reference = reference_log_probs(world, *backend, input.model.config(), backbone.weights,
                                                           input.pairs, input.partition, request, report);
@@ -44,7 +61,11 @@ int run_command(const Communicator& world, const CommandLine& line) {
   Federation federation({world, *backend, input.model.config(), backbone.weights, input.pairs, input.partition,
                          placement, reference, options, *method, request.model_hash});
   facts.merge(federation.execution_facts());
+  facts.merge(std::map<std::string, std::string>{{"model_sha256", model_hash}, {"data_sha256", data_hash}});
   if (run_file) run_file->write_environment(facts);
+  // As late as this: what ends before leaves them as they were.
+  if (world.rank() == 0 && options.overwrite && options.resume == Resume::none)
+    remove_checkpoints(checkpoint_directory(options));
   federation.run(run_file.get());
   log_info("wrote " + options.out.string());
   return 0;

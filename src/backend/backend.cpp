@@ -267,6 +267,9 @@ void Backend::log_softmax_backward(ConstView targets, ConstView lse, ConstView c
   contract.matrix(logits, "logits").matrix(targets, "targets", 1, logits.rows, DType::i32);
   contract.matrix(lse, "lse", 1, logits.rows).matrix(coefficient, "coefficient", 1, logits.rows);
   contract.activations(*this, d_logits, "d_logits", logits.rows, logits.cols);
+  const std::int64_t stride = (d_logits.dtype == DType::bf16 ? 2 : 1) * logits.stride;
+  contract.require(d_logits.data != logits.data || logits.rows <= 1 || d_logits.stride == stride,
+                   "over logits, d_logits' rows lie over their own");
   contract.require(logits.cols > 0 || logits.rows == 0, "the vocabulary is not empty");
   if (logits.rows > 0) do_log_softmax_backward(targets, lse, coefficient, logits, d_logits);
 }

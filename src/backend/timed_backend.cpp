@@ -109,7 +109,10 @@ class TimedBackend final : public Backend {
     timed("copy", moved({x, y}), [&] { inner_->copy(x, y); });
   }
   void do_embed(ConstView tokens, ConstView positions, ConstView table, ConstView position_table, View y) override {
-    timed("embed", 2 * moved({y}), [&] { inner_->embed(tokens, positions, table, position_table, y); });
+    const double a_row = static_cast<double>(y.size());
+    const double positional = position_table.rows > 0 ? static_cast<double>(dtype_size(position_table.dtype)) : 0;
+    timed("embed", moved({y}) + a_row * (static_cast<double>(dtype_size(table.dtype)) + positional),
+          [&] { inner_->embed(tokens, positions, table, position_table, y); });
   }
   void do_rms_norm(ConstView x, ConstView w, float eps, View y) override {
     timed("rms_norm", moved({x, y}), [&] { inner_->rms_norm(x, w, eps, y); });
@@ -213,7 +216,8 @@ class TimedBackend final : public Backend {
   }
   void do_rotate(ConstView positions, ConstView cos, ConstView sin, std::int32_t head_dim, Rotation direction,
                  View x) override {
-    timed("rotate", 2 * moved({x}), [&] { inner_->rotate(positions, cos, sin, head_dim, direction, x); });
+    const double rotated = 2.0 * static_cast<double>(cos.cols) / head_dim;
+    timed("rotate", 2 * rotated * moved({x}), [&] { inner_->rotate(positions, cos, sin, head_dim, direction, x); });
   }
   void do_attention(const AttentionPlan& plan, const AttentionShape& shape, ConstView qkv, View out,
                     View lse) override {

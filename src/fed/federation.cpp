@@ -36,7 +36,7 @@ Federation::Federation(const FederationInput& input)
     throw InputError("", "--lora-rank, --head, --bottleneck, --reward-head", "at least one trainable module", "none");
   if (in_.method.data_scope() == DataScope::pooled) pool_ = pooled_pairs();
   std::optional<CheckpointReader> begun;
-  if (o.resume == Resume::automatic) begun = CheckpointReader::find(in_.world, checkpoint_directory());
+  if (o.resume == Resume::automatic) begun = CheckpointReader::find(in_.world, checkpoint_directory(in_.options));
   if (begun) require_same_run(*begun);
   take_cohort(begun ? &*begun : nullptr);
   clients_.initialize(in_.weights.head, o.seed());

@@ -15,17 +15,6 @@
 namespace fedpdpo {
 namespace {
 
-/// Options that do not change what a run computes: a checkpoint of other values is taken up all the same. The route of
-/// a fast sum changes its last bits, as the number of ranks does, which is free as well.
-bool is_execution_option(const std::string& name) {
-  static const char* const names[] = {
-      "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads",     "reference-cache",
-      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation", "resident"};
-  for (const char* known : names)
-    if (name == known) return true;
-  return false;
-}
-
 /// What a run and the checkpoint that it takes up must agree in: options, and the content of the input wherever it
 /// lies.
 std::map<std::string, std::string> identity(const FederationInput& in) {
@@ -61,22 +50,16 @@ std::vector<int> parse_list(const std::string& text) {
 
 }  // namespace
 
-std::filesystem::path Federation::checkpoint_directory() const {
-  if (!in_.options.checkpoint_dir.empty()) return in_.options.checkpoint_dir;
-  std::filesystem::path path = in_.options.out;
-  return path.replace_extension("ckpt");
-}
-
 void Federation::save_or_throw(bool stop, Moment moment) {
   if (!stop) return;
   save(moment);
   throw RequeueRequest(
-      fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_, checkpoint_directory().string()));
+      fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_, checkpoint_directory(in_.options).string()));
 }
 
 void Federation::save(Moment moment) {
   PhaseTimer timer(seconds_["checkpoint"]);
-  CheckpointWriter writer(in_.world, checkpoint_directory(), round_, serial_++);
+  CheckpointWriter writer(in_.world, checkpoint_directory(in_.options), round_, serial_++);
   clients_.save(writer);
   for (const auto& group : groups_) {
     if (group->communicator().rank() != 0) continue;
@@ -111,7 +94,7 @@ void Federation::require_same_run(const CheckpointReader& reader) const {
     auto found = reader.facts().find(name);
     const std::string theirs = found == reader.facts().end() ? "none" : found->second;
     if (theirs != value)
-      throw InputError(checkpoint_directory().string(), "--" + name.substr(name.find('.') + 1),
+      throw InputError(checkpoint_directory(in_.options).string(), "--" + name.substr(name.find('.') + 1),
                        theirs + " as it was begun with", value);
   }
 }
@@ -155,7 +138,7 @@ void Federation::restore(const CheckpointReader& reader) {
       std::copy(values.begin(), values.end(), history_->at(path).values.begin());
     }
   }
-  log_info(fmt::format("resumed in round {} from {}", round_, checkpoint_directory().string()));
+  log_info(fmt::format("resumed in round {} from {}", round_, checkpoint_directory(in_.options).string()));
 }
 
 }  // namespace fedpdpo

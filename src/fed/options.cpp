@@ -4,6 +4,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "fedpdpo/fed/option_names.hpp"
 
 namespace fedpdpo {
@@ -147,6 +150,20 @@ void describe_execution(const RunOptions& options, Description& out) {
 }
 
 }  // namespace
+
+bool is_execution_option(std::string_view name) {
+  // The route of a fast sum changes its last bits, as the number of ranks does, which is free as well.
+  static constexpr std::string_view names[] = {
+      "out",   "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads",     "reference-cache",
+      "model", "data",      "config", "reduce-route",     "ranks-per-node", "aggregation", "resident"};
+  return std::ranges::find(names, name) != std::end(names);
+}
+
+std::filesystem::path checkpoint_directory(const RunOptions& options) {
+  if (!options.checkpoint_dir.empty()) return options.checkpoint_dir;
+  std::filesystem::path path = options.out;
+  return path.replace_extension("ckpt");
+}
 
 std::map<std::string, std::string> describe(const RunOptions& options) {
   Description out;

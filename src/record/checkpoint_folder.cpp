@@ -8,6 +8,7 @@
 
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/record/checkpoint.hpp"
 
 namespace fedpdpo {
 
@@ -48,6 +49,17 @@ std::vector<CheckpointId> list_checkpoints(const std::filesystem::path& director
   }
   std::sort(found.begin(), found.end());
   return found;
+}
+
+std::vector<std::string> checkpoint_names(const std::filesystem::path& directory) {
+  std::vector<std::string> names;
+  for (const CheckpointId id : list_checkpoints(directory)) names.push_back(checkpoint_folder_name(id));
+  return names;
+}
+
+void remove_checkpoints(const std::filesystem::path& directory) {
+  const std::vector<CheckpointId> ids = list_checkpoints(directory);
+  if (!ids.empty()) remove_old_checkpoints(directory, ids.back(), 0);
 }
 
 void remove_old_checkpoints(const std::filesystem::path& directory, CheckpointId newest, int keep) {

@@ -85,12 +85,15 @@ TEST_P(Bf16Activations, ResidualNormGradients) {
 
 TEST_P(Bf16Activations, GradientsOfLogitsLieOverThem) {
   // Rows of packs and not, fewer and more than a block takes at once; the second half of each row is nobody's.
-  for (const auto& [vocabulary, left] : {std::pair{2, 0}, {33, 3}, {4097, 1}, {4098, 0}, {5000, 4}}) {
+  for (const auto& [vocabulary, left] :
+       {std::pair{2, 0}, {1, 4}, {33, 3}, {33, 4}, {4097, 1}, {4097, 4}, {4098, 0}, {5000, 4}}) {
     const Matrix logits = random(3, vocabulary, 3);
     Matrix coefficient = random(1, 3);
     coefficient(0, 1) = 0;
     const Buffer targets = put(random_indices(3, vocabulary));
-    const Buffer in = put(logits, left, 4), apart = poisoned(3, vocabulary, left, 4);
+    // With a left of whole packs, rows of whole packs that end within one.
+    const std::int64_t right = left % 4 == 0 ? 8 - vocabulary % 4 : 4;
+    const Buffer in = put(logits, left, right), apart = poisoned(3, vocabulary, left, right);
     Buffer log_prob = poisoned(1, 3), lse = poisoned(1, 3);
     backend_->log_softmax(in.view, targets.view, log_prob.view, lse.view);
     backend_->log_softmax_backward(targets.view, lse.view, put(coefficient).view, in.view, apart.view);
@@ -156,6 +159,30 @@ TEST_P(Bf16Activations, LinearMapsOnBf16Weights) {
     d_x = poisoned_half(rows, in, place);
     backend_->linear_backward(put(d_y, 2, 1).view, weights.view, d_x.view, Write::overwrite);
     expect_half(multiply(d_y, w), d_x);
+  }
+}
+
+TEST_P(Bf16Activations, AddingToZerosGivesTheBitsOfTheProductAlone) {
+  // So that a policy whose LoRA is still zero is its reference, which has none.
+  for (const auto& [rows, in, out] : {std::tuple{5, 64, 48}, {3, 33, 17}, {70, 160, 136}}) {
+    const Half x = put_half(random_half(rows, in), Place::aligned),
+               d_y = put_half(random_half(rows, out), Place::aligned);
+    const Buffer weights = put_bf16(random_half(out, in)), bias = put(random(1, out));
+    for (const bool biased : {false, true}) {
+      const ConstView b = biased ? ConstView(bias.view) : ConstView{};
+      const Half alone = poisoned_half(rows, out, Place::aligned), added = put_half(Matrix(rows, out), Place::aligned);
+      backend_->linear(x.view, weights.view, b, alone.view, Write::overwrite);
+      backend_->linear(x.view, weights.view, b, added.view, Write::accumulate);
+      EXPECT_EQ(values(alone).values, values(added).values) << rows << " rows, " << in << " to " << out;
+    }
+    const Half alone = poisoned_half(rows, in, Place::aligned), added = put_half(Matrix(rows, in), Place::aligned);
+    backend_->linear_backward(d_y.view, weights.view, alone.view, Write::overwrite);
+    backend_->linear_backward(d_y.view, weights.view, added.view, Write::accumulate);
+    EXPECT_EQ(values(alone).values, values(added).values) << rows << " rows, " << out << " to " << in;
+    const Matrix before = random_half(rows, in), gradient = values(d_y);
+    const Half sum = put_half(before, Place::aligned);
+    backend_->linear_backward(d_y.view, weights.view, sum.view, Write::accumulate);
+    expect_close(add(before, values(alone)), values(sum), 2 * tolerance::kBf16Output);
   }
 }
 

@@ -60,6 +60,8 @@ TEST_P(Contracts, ShapesAndTypes) {
   EXPECT_CONTRACT(backend_->residual_rms_norm_backward(a, w, 1e-5f, a, a, a, f32(4, 6)));
   EXPECT_CONTRACT(backend_->residual_rms_norm_backward(a, w, 1e-5f, b, a, f32(4, 6), f32(4, 6)));
   EXPECT_CONTRACT(backend_->activation_backward(Activation::silu, a, a, a, b));
+  const View over{a.data, 4, 6, 7, DType::f32}, row = f32(1, 4);
+  EXPECT_CONTRACT(backend_->log_softmax_backward(four, row, row, a, over));
   EXPECT_CONTRACT(backend_->linear_backward(b, f32(6, 6), a, Write::overwrite));
   EXPECT_CONTRACT(backend_->gated_activation(Activation::silu, a, a));
   EXPECT_CONTRACT(backend_->gated_activation_backward(Activation::silu, wide, a, a));

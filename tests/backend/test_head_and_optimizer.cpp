@@ -10,7 +10,7 @@ class HeadAndOptimizer : public OperationTest {};
 FEDPDPO_ON_EVERY_BACKEND(HeadAndOptimizer);
 
 TEST_P(HeadAndOptimizer, LogSoftmax) {
-  for (const std::int64_t vocabulary : {1, 2, 15, 16, 100, 512, 1025, 49152}) {
+  for (const std::int64_t vocabulary : {1, 2, 5, 15, 16, 100, 512, 1025, 49153}) {
     const Matrix logits = random(5, vocabulary, 4);
     Indices targets = random_indices(5, vocabulary);
     targets[3] = targets[1];
@@ -24,6 +24,34 @@ TEST_P(HeadAndOptimizer, LogSoftmax) {
       EXPECT_EQ(get(log_prob).values, std::vector<double>(5, 0.0));
     }
     expect_close(lse, out_lse, tolerance::kLogProb);
+    // Rows of whole packs that end within one.
+    const Buffer packed = put(logits, 4, 8 - vocabulary % 4);
+    out_lse = poisoned(1, 5);
+    backend_->log_softmax(packed.view, put(targets).view, log_prob.view, out_lse.view);
+    expect_close(lse, out_lse, tolerance::kLogProb);
+    expect_guard(packed);
+  }
+}
+
+TEST_P(HeadAndOptimizer, LogitsThatAreNotFiniteAreSeen) {
+  for (const std::int64_t vocabulary : {3, 40, 5000}) {
+    Matrix logits = random(4, vocabulary);
+    logits(0, vocabulary - 1) = NAN;
+    logits(1, vocabulary / 2) = INFINITY;
+    // All but one: whole threads' columns among them.
+    for (std::int64_t c = 0; c < vocabulary; ++c)
+      if (c != 1) logits(2, c) = -INFINITY;
+    logits(3, 0) = -INFINITY;
+    const Indices targets = {0, 0, 1, 1};
+    Buffer log_prob = poisoned(1, 4), lse = poisoned(1, 4);
+    backend_->log_softmax(put(logits).view, put(targets).view, log_prob.view, lse.view);
+    const Matrix found = get(log_prob), sums = get(lse);
+    for (std::int64_t i = 0; i < 2; ++i) EXPECT_FALSE(std::isfinite(sums(0, i)) && std::isfinite(found(0, i))) << i;
+    EXPECT_EQ(found(0, 2), 0);
+    EXPECT_EQ(sums(0, 2), logits(2, 1));
+    double sum = 0;
+    for (std::int64_t c = 1; c < vocabulary; ++c) sum += std::exp(logits(3, c));
+    EXPECT_NEAR(sums(0, 3), std::log(sum), 1e-6 * std::max(1.0, std::abs(std::log(sum))));
   }
 }
 

@@ -137,7 +137,6 @@ class Federation {
   void save_or_throw(bool stop, Moment moment = Moment::within_round);
   void require_same_run(const CheckpointReader& reader) const;
   void restore(const CheckpointReader& reader);
-  std::filesystem::path checkpoint_directory() const;
   std::vector<ClientPair> pooled_pairs() const;
 
   FederationInput in_;

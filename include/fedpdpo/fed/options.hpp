@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fedpdpo/data/partition.hpp"
@@ -99,5 +100,10 @@ struct RunOptions {
 /// Every option as text by its long name ("lr-shared" -> "0.001"): what run.h5 records. The numbers are written so that
 /// reading them gives the same value.
 std::map<std::string, std::string> describe(const RunOptions& options);
+/// True for options that do not change what a run computes (how it is done, and where files lie): a run that differs in
+/// them alone is the same run.
+bool is_execution_option(std::string_view name);
+/// Where the run's checkpoints lie.
+std::filesystem::path checkpoint_directory(const RunOptions& options);
 
 }  // namespace fedpdpo

@@ -35,6 +35,20 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
 /// Throws InputError (naming `option`) unless a file could be created at `path`; leaves nothing behind.
 void require_writable(const std::filesystem::path& path, std::string_view option);
 
+/// One process at a time that writes `path`: PATH.lock, which goes with it. Where a file system knows no locks, a warning.
+class FileLock {
+ public:
+  /// InputError, naming `option`, where another process has it.
+  FileLock(const std::filesystem::path& path, std::string_view option);
+  ~FileLock();
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  std::filesystem::path lock_;
+  int descriptor_ = -1;
+};
+
 /// Makes renames and removals in a folder durable (fsync); InputError if there is no such folder.
 void sync_folder(const std::filesystem::path& folder);
 

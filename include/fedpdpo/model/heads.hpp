@@ -24,7 +24,9 @@ class Heads {
 
   /// logits (R, V) of z (R, d).
   void logits(std::span<const MemberRows> members, const CohortParameters& p, ConstView z, View logits);
-  /// True where d_logits had better be bf16: the products with them would round them to it.
+  /// True where d_logits had better be bf16: beside bf16 weights the frozen head's product would round them to it, and
+  /// those of a low-rank head take the matrix units. (Those of a vocabulary that is no multiple of 8 stay f32 with a
+  /// low-rank head.)
   bool takes_half_gradients() const;
   /// d_z (R, d) overwritten.
   void logits_backward(std::span<const MemberRows> members, const CohortParameters& p, const CohortGradients& g,

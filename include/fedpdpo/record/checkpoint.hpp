@@ -65,6 +65,11 @@ class CheckpointWriter {
   std::string entries_;  // JSON lines: this rank's part of the manifest
 };
 
+/// Names of the checkpoints in a directory, whole or not, oldest first; none where there is no such directory.
+std::vector<std::string> checkpoint_names(const std::filesystem::path& directory);
+/// Removes them, and nothing else. What cannot be removed is warned about and stays.
+void remove_checkpoints(const std::filesystem::path& directory);
+
 /// Reading: the newest checkpoint below DIR that is whole.
 class CheckpointReader {
  public:
