@@ -6,10 +6,10 @@ entries, entry 0 is the state before training), C clients, L categories, P test 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -18,6 +18,7 @@ FORMAT = "fedpdpo-run"
 VERSION = 1
 FINISHED_SUFFIX = ".h5"
 PARTIAL_SUFFIX = ".h5.partial"
+T = TypeVar("T")
 
 
 class RunFileError(Exception):
@@ -97,12 +98,23 @@ def load(path: Path | str, only: Sequence[str] | None = None) -> Run:
 
     Raises RunFileError for anything that is not a readable, consistent run file.
     """
+    run = _open(path, lambda path, file: _read(path, file, only))
+    _check(run)
+    return run
+
+
+def load_config(path: Path | str) -> dict[str, str]:
+    """The options that a run file records, and nothing else of it. Raises RunFileError."""
+    return _open(path, _config)
+
+
+def _open(path: Path | str, read: Callable[[Path, h5py.File], T]) -> T:
     path = Path(path)
     try:
         # A writer may still hold the lock of an unfinished file; every round of it is flushed, so reading is safe.
         locking = not path.name.endswith(PARTIAL_SUFFIX)
         with h5py.File(path, "r", locking=locking) as file:
-            run = _read(path, file, only)
+            return read(path, file)
     except FileNotFoundError:
         raise RunFileError(path, "no such file") from None
     except PermissionError:
@@ -111,8 +123,6 @@ def load(path: Path | str, only: Sequence[str] | None = None) -> Run:
         if not h5py.is_hdf5(path):
             raise RunFileError(path, "not an HDF5 file") from None
         raise RunFileError(path, f"damaged HDF5 file ({str(error).splitlines()[0]})") from None
-    _check(run)
-    return run
 
 
 def _text(value: Any) -> str:
@@ -125,7 +135,7 @@ def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
 
 
-def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
+def _config(path: Path, file: h5py.File) -> dict[str, str]:
     found = _text(_scalar(file.attrs["format"])) if "format" in file.attrs else None
     if found != FORMAT:
         what = "has no 'format' attribute" if found is None else f"has format '{found}'"
@@ -133,10 +143,19 @@ def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
     version = _scalar(file.attrs.get("version", 0))
     if version != VERSION:
         raise RunFileError(path, f"run file version {version}, expected {VERSION}")
-    for name in ("config", "rounds", "clients", "partition"):
+    _require_groups(path, file, "config")
+    return {key: _text(_scalar(value)) for key, value in file["config"].attrs.items()}
+
+
+def _require_groups(path: Path, file: h5py.File, *names: str) -> None:
+    for name in names:
         if not isinstance(file.get(name), h5py.Group):
             raise RunFileError(path, f"has no group /{name}")
 
+
+def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
+    config = _config(path, file)
+    _require_groups(path, file, "rounds", "clients", "partition")
     units: dict[str, str] = {}
 
     def wanted(name: str) -> bool:
@@ -162,7 +181,7 @@ def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
     return Run(
         path=path,
         status=_text(_scalar(file.attrs.get("status", "unknown"))),
-        config={key: _text(_scalar(value)) for key, value in file["config"].attrs.items()},
+        config=config,
         environment={key: _scalar(value) for key, value in environment.items()},
         rounds=datasets("rounds"),
         clients=datasets("clients"),

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REFUSED = {
-    "overwrite": "a sweep skips what is done; remove the run files that are to be made again",
+    "overwrite": "a sweep skips what is done; its own --overwrite runs again what was made with other options",
     "help": "not an option of a run",
     "version": "not an option of a run",
 }
@@ -50,19 +50,22 @@ class Task:
     several: frozenset[str] = frozenset({"data"})  # options whose value is a list of words
     point: dict[str, str] = field(default_factory=dict)  # the axes with several values
     trials: Path | None = None
+    overwrite: bool = False  # replaces a run file
 
     def arguments(self) -> list[str]:
         """The options for `fedpdpo run`."""
         words = ["--config", str(self.config)] if self.config else []
         for key, value in self.values.items():
             words += [f"--{key}", *(value.split() if key in self.several else [value])]
-        return [*words, "--out", str(self.out)]
+        return [*words, "--out", str(self.out), *(["--overwrite"] if self.overwrite else [])]
+
+    def options(self) -> dict[str, str]:
+        """All options that a run of this task gets from the grid or its config file; the grid wins."""
+        return {**(config_values(self.config) if self.config else {}), **self.values}
 
     def option(self, key: str) -> str | None:
         """The value that a run of this task gets for `key` from the grid or its config file, if any."""
-        if key in self.values:
-            return self.values[key]
-        return config_value(self.config, key) if self.config else None
+        return self.options().get(key)
 
 
 @dataclass
@@ -112,11 +115,37 @@ def read_grid(path: Path) -> list[Task]:
 
 def config_value(path: Path, key: str) -> str | None:
     """The value of `key` in a config file of fedpdpo."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, equals, value = re.sub(r"(^|\s)#.*", "", line).partition("=")
-        if equals and name.strip() == key:
-            return value.strip().strip('"')
-    return None
+    return config_values(path).get(key)
+
+
+def config_values(path: Path) -> dict[str, str]:
+    """All values in a config file of fedpdpo; those of a key that stands several times are put together."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GridError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, equals, value = re.sub(r"(^|\s)#.*|^\s*;.*", "", line).partition("=")
+        if equals:
+            key, value = name.strip(), value.strip().strip('"')
+            values[key] = f"{values[key]} {value}" if key in values else value
+    return values
+
+
+def check_inputs(path: Path, tasks: list[Task]) -> None:
+    """Before anything is started: models and pair files of all tasks are there. Raises GridError."""
+    kinds = {"model": ("folder", Path.is_dir), "data": ("file", Path.is_file)}
+    missing: dict[str, str] = {}
+    for task in tasks:
+        options = task.options()
+        for key, (kind, is_there) in kinds.items():
+            value = options.get(key, "")
+            for word in value.split() if key in task.several else filter(None, [value]):
+                if word not in missing and not is_there(Path(word)):
+                    missing[word] = f"{key}: {word}: no such {kind}"
+    if missing:
+        raise GridError(f"{path}: {'; '.join(missing.values())}")
 
 
 def _parse(path: Path) -> tuple[dict[str, list[str]], list[Section]]:

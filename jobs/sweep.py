@@ -6,6 +6,9 @@
     sweep.py GRID --task N                   runs one (what array.sbatch does)
     sweep.py GRID --submit --limit 8         a Slurm job array of what is not done, eight tasks at a time
 
+A task is done if its run file records the options that the grid and its config file give. One that was made with other
+options counts as a failure, said with the options, until --overwrite runs the task again and replaces the file. Once
+there are run files, this needs h5py (.venv/bin/python).
 A run that a signal stops leaves a checkpoint and exits with 75: under Slurm the task is requeued, here it is started
 again, each a bounded number of times, and goes on from its checkpoint. Ctrl-C lets all runs write a checkpoint and
 stop; twice kills them.
@@ -24,7 +27,8 @@ import sys
 import time
 from pathlib import Path
 
-from gridfile import GridError, Task, read_grid
+from done import discard_other_checkpoints, survey
+from gridfile import GridError, Task, check_inputs, read_grid
 from launch import EXIT_REQUEUE, Launcher, Run
 
 HERE = Path(__file__).resolve().parent
@@ -48,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.submit:
             return submit(tasks, args)
         if args.local:
-            return Local(tasks, launcher, args.jobs, args.restarts).run()
+            check_inputs(args.grid, survey(tasks, args.overwrite).waiting)
+            return Local(tasks, launcher, args.jobs, args.restarts, args.overwrite).run()
         if not 0 <= args.task < len(tasks):
             raise GridError(f"{args.grid}: --task: expected 0 to {len(tasks) - 1}, found {args.task}")
-        return run_task(tasks[args.task], launcher, args.restarts)
+        return run_task(tasks[args.task], launcher, args.restarts, args.overwrite)
     except GridError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -75,6 +80,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--program", type=Path, metavar="FILE", help="fedpdpo (default: $FEDPDPO_BIN, build/fedpdpo, or on the PATH)")
     add("--restarts", type=int, metavar="N", help="how often a run that exits with 75 is started again "
         "(default: 3 here, 100 under Slurm)")
+    add("--overwrite", action="store_true", help="run tasks again whose run files were made with other options, and "
+        "replace these and their checkpoints")
     add("--limit", type=positive, metavar="N", help="--submit: most tasks at a time")
     add("--sbatch", default="", metavar="OPTIONS", help="--submit: further options, as in --sbatch='-p gpu -t 2:00:00'")
     args = parser.parse_args(argv)
@@ -99,16 +106,19 @@ def default_program() -> Path:
 
 
 def list_tasks(tasks: list[Task]) -> int:
+    found = survey(tasks)
+    state = {task.index: reason for task, reason in found.stale} | {task.index: "done" for task in found.done}
     for task in tasks:
-        print(f"{task.index}\t{'done' if task.out.exists() else '-'}\t{shlex.join(task.arguments())}")
+        print(f"{task.index}\t{state.get(task.index, '-')}\t{shlex.join(task.arguments())}")
     return 0
 
 
 class Local:
     """All tasks on this machine, a few at a time."""
 
-    def __init__(self, tasks: list[Task], launcher: Launcher, jobs: int, restarts: int | None) -> None:
-        self.tasks, self.launcher, self.jobs = tasks, launcher, jobs
+    def __init__(self, tasks: list[Task], launcher: Launcher, jobs: int, restarts: int | None,
+                 overwrite: bool = False) -> None:
+        self.tasks, self.launcher, self.jobs, self.overwrite = tasks, launcher, jobs, overwrite
         self.restarts = 3 if restarts is None else restarts
         self.running: list[Run] = []
         self.failed: list[tuple[Task, str]] = []
@@ -117,9 +127,14 @@ class Local:
         self.stopped_for = 0
 
     def run(self) -> int:
-        waiting = [task for task in self.tasks if not task.out.exists()]
-        done_before = len(self.tasks) - len(waiting)
+        found = survey(self.tasks, self.overwrite)
+        waiting, done_before = found.waiting, len(found.done)
         say(f"{len(self.tasks)} tasks, {done_before} done before, {self.jobs} at a time")
+        for task, reason in found.stale:
+            self.fail(task, reason)
+        if self.overwrite:
+            for task in waiting:
+                make_way(task)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda received, _: self.signals.append(received))
         self.launcher.share_this_machine()
@@ -155,8 +170,11 @@ class Local:
             self.running.append(self.launcher.start(run.task, log=True, attempt=run.attempt + 1))
         else:
             reason = run.last_line() if code else "exit code 0, but the run file is missing"
-            self.failed.append((run.task, f"exit code {code}: {reason}" if code else reason))
-            say(f"failed {run.task.out}: {self.failed[-1][1]}")
+            self.fail(run.task, f"exit code {code}: {reason}" if code else reason)
+
+    def fail(self, task: Task, reason: str) -> None:
+        self.failed.append((task, reason))
+        say(f"failed {task.out}: {reason}")
 
     def report(self, done_before: int) -> int:
         left = len(self.tasks) - done_before - self.finished - len(self.failed)
@@ -168,11 +186,26 @@ class Local:
         return 1 if self.failed else 0
 
 
-def run_task(task: Task, launcher: Launcher, restarts: int | None) -> int:
+def make_way(task: Task) -> None:
+    """--overwrite: what a run with other options has left is replaced."""
+    if task.overwrite:
+        say(f"{task.out}: not this task's run, is replaced when the new one is done")
+    if discard_other_checkpoints(task):
+        say(f"{task.out}: removed the checkpoints of a run with other options")
+
+
+def run_task(task: Task, launcher: Launcher, restarts: int | None, overwrite: bool) -> int:
     """One task in the foreground; signals ask the run for a checkpoint."""
-    if task.out.exists():
+    found = survey([task], overwrite)
+    for _, reason in found.stale:
+        say(f"failed {task.out}: {reason}")
+        return 1
+    if found.done:
         say(f"{task.out}: done before")
         return 0
+    task = found.waiting[0]
+    if overwrite:
+        make_way(task)
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     received: list[int] = []
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
@@ -206,11 +239,16 @@ def requeue() -> bool:
 
 
 def submit(tasks: list[Task], args: argparse.Namespace) -> int:
-    """One job array of the tasks that are not done."""
-    left = [task.index for task in tasks if not task.out.exists()]
+    """One job array of the tasks that are not done; 1 if others' run files were made with other options."""
+    found = survey(tasks, args.overwrite)
+    left = [task.index for task in found.waiting]
+    check_inputs(args.grid, found.waiting)
+    for task, reason in found.stale:
+        say(f"not submitted: task {task.index} {task.out}: {reason}")
+    failed = 1 if found.stale else 0
     if not left:
-        say("nothing to do, all run files exist")
-        return 0
+        say("nothing to submit" if found.stale else "nothing to do, all run files exist")
+        return failed
     if shutil.which("sbatch") is None:
         raise GridError("--submit: sbatch is not on the PATH; --local runs the grid here")
     logs = tasks[left[0]].out.parent
@@ -221,10 +259,13 @@ def submit(tasks: list[Task], args: argparse.Namespace) -> int:
         forward += ["--program", str(args.program)]
     if args.restarts is not None:
         forward += ["--restarts", str(args.restarts)]
+    if args.overwrite:
+        forward.append("--overwrite")
     command = ["sbatch", f"--array={ranges(left)}{limit}", f"--job-name={args.grid.stem}", f"--ntasks={args.ranks}",
-               f"--output={logs}/slurm-%A_%a.log", f"--export=ALL,FEDPDPO_SWEEP={HERE / 'sweep.py'}",
+               f"--output={logs}/slurm-%A_%a.log",
+               f"--export=ALL,FEDPDPO_SWEEP={HERE / 'sweep.py'},FEDPDPO_PYTHON={sys.executable}",
                *shlex.split(args.sbatch), str(HERE / "array.sbatch"), str(args.grid), *forward]
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, check=False).returncode or failed
 
 
 def ranges(numbers: list[int]) -> str:

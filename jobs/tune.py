@@ -24,13 +24,13 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gridfile import GridError, Task, read_grid
+from done import difference, survey
+from gridfile import GridError, Task, check_inputs, read_grid
 from launch import Launcher
 from sweep import EXIT_BAD_INPUT, Local, default_program, positive, say
 from trials import read_trials
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis.grouping import UNSET, canonical, value_of  # noqa: E402
 from analysis.runfile import RunFileError, load  # noqa: E402
 from analysis.stats import Query  # noqa: E402
 from analysis.summarize import overall  # noqa: E402
@@ -161,6 +161,9 @@ def tune(choices: list[Choice], launcher: Launcher, jobs: int, restarts: int | N
     trials = [task for choice in choices for task in choice.trials()]
     for task in trials:
         check_settings(task)
+    for grid in dict.fromkeys(choice.grid for choice in choices):
+        own = [choice for choice in choices if choice.grid == grid]
+        check_inputs(grid, survey([task for choice in own for task in [*choice.trials(), *choice.seeds[1:]]]).waiting)
     local = Local(renumbered(trials), launcher, jobs, restarts)
     code = local.run()
     if local.signals:
@@ -183,14 +186,9 @@ def renumbered(tasks: list[Task]) -> list[Task]:
 
 
 def check_settings(task: Task) -> None:
-    """A run file from before an edit of the trials must not pass for one of these."""
-    if not task.out.exists():
-        return
-    run = load(task.out, [])
-    for key, value in task.values.items():
-        found = value_of(run, key)
-        if key not in task.several and found not in (canonical(value), UNSET):
-            raise GridError(f"{task.out}: {key}: expected {value}, found {found}; remove the file to run it again")
+    """A run file from before an edit of the trials or the grid must not pass for one of these."""
+    if task.out.exists() and (reason := difference(task)):
+        raise GridError(f"{task.out}: {reason}; remove the file to run it again")
 
 
 def write_choices(choices: list[Choice]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ROOT / "jobs" / "sweep.py"
 sys.path.insert(0, str(ROOT / "jobs"))
-from gridfile import GridError, config_value, read_grid  # noqa: E402
+from done import compare  # noqa: E402
+from gridfile import GridError, Task, config_value, read_grid  # noqa: E402
+
+from analysis_support import write_run  # noqa: E402
+
+from analysis.runfile import load_config  # noqa: E402
 
 # Writes its run file; by seed it fails (13), asks to be requeued until it was started four times (75), or waits for
 # SIGUSR1 (99) and then goes on from its "checkpoint".
-FAKE = r"""#!/usr/bin/env python3
+PLACES = [str(ROOT), str(ROOT / "tests" / "python"), str(ROOT / "jobs")]
+FAKE = f"#!{sys.executable}\nimport sys\nsys.path[:0] = {PLACES}\n" + r"""
 import os, signal, sys, time
+from pathlib import Path
 words = sys.argv[1:]
 option = lambda name: words[words.index(name) + 1]
 out, seed = option("--out"), option("--seed")
@@ -38,7 +46,12 @@ if seed == "99" and "--resume" not in words:
     time.sleep(60)
 if seed == "77":
     sys.exit(0)
-open(out, "w").write(" ".join(words))
+from analysis_support import write_run
+given = {words[i][2:].replace("-", "_"): words[i + 1] for i in range(1, len(words) - 1) if words[i].startswith("--")}
+if "config" in given:
+    from gridfile import config_values
+    given = {**config_values(Path(given["config"])), **given}
+write_run(Path(given.pop("out")), **given)
 """
 
 
@@ -147,8 +160,7 @@ def test_bad_grid_is_exit_code_2(place: Path) -> None:
 
 def test_count_and_list(place: Path) -> None:
     grid(place, SMALL)
-    (place / "runs").mkdir()
-    (place / "runs" / "local-s2.h5").touch()
+    write_run(place / "runs" / "local-s2.h5", method="local", seed=2, rounds=3)
     assert sweep(place, "--count").stdout == "4\n"
     lines = [line.split("\t") for line in sweep(place, "--list").stdout.splitlines()]
     assert [line[:2] for line in lines] == [["0", "-"], ["1", "done"], ["2", "-"], ["3", "-"]]
@@ -157,8 +169,7 @@ def test_count_and_list(place: Path) -> None:
 
 def test_local_runs_all_and_skips_what_is_done(place: Path) -> None:
     grid(place, SMALL)
-    (place / "runs").mkdir()
-    (place / "runs" / "local-s2.h5").touch()
+    write_run(place / "runs" / "local-s2.h5", method="local", seed=2, rounds=3)
     done = sweep(place, "--local", "-j", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 done, 1 done before, 0 failed, 0 left" in done.stdout
@@ -283,8 +294,7 @@ def test_submit_gives_slurm_what_is_left(place: Path) -> None:
     sbatch = place / "sbatch"
     sbatch.write_text("#!/bin/sh\nfor word; do echo \"$word\"; done\n")
     sbatch.chmod(0o755)
-    (place / "runs").mkdir()
-    (place / "runs" / "local-s2.h5").touch()
+    write_run(place / "runs" / "local-s2.h5", method="local", seed=2, rounds=3)
     words = ("--submit", "--limit", "3", "--ranks", "2", "--sbatch=-p main -t 10")
     done = sweep(place, *words, mpirun="mpirun", PATH=f"{place}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
@@ -300,3 +310,131 @@ def test_committed_grids_are_sound(path: Path) -> None:
     tasks = read_grid(path)
     assert tasks
     assert all(task.config is not None for task in tasks)
+    # The heads of grid and config file say how to make what they name; $domain stands for the files of a loop.
+    for file in (path, tasks[0].config):
+        head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+        assert f"--model {tasks[0].option('model')} " in head.replace("\\\n", "")
+        made = [f"--out {name}" for name in tasks[0].option("data").split()]
+        assert all(out in head or f"{Path(out).parent}/$domain.h5" in head for out in made)
+
+
+# Run files that an earlier form of the grid has left
+
+
+EDITED = "config = base.cfg\nout = runs/s{seed}.h5\nmethod = fedavg\nseed = 1 2\nlr-shared = 0.01\n"
+
+
+@pytest.fixture
+def edited(place: Path) -> Path:
+    """Two tasks done; then the grid wants another rate of the second, and the config file, too, is another."""
+    grid(place, EDITED)
+    assert sweep(place, "--local").returncode == 0
+    (place / "base.cfg").write_text("[federation]\nrounds = 3.0\nthreads = 2  # free\nmicro-rows = auto\n")
+    grid(place, EDITED + "[seed=2]\nlr-shared = 0.5\n")
+    return place
+
+
+def recorded(place: Path, out: str) -> dict[str, str]:
+    return load_config(place / out)
+
+
+def test_a_run_with_other_options_is_not_taken_for_done(edited: Path) -> None:
+    done = sweep(edited, "--local")
+    assert done.returncode == 1
+    reason = "not this task's run: lr-shared: expected 0.5, found 0.01; --overwrite runs it again"
+    assert "0 done, 1 done before, 1 failed, 0 left" in done.stdout
+    assert f"task 1 runs/s2.h5: {reason}" in done.stdout
+    assert recorded(edited, "runs/s2.h5")["lr-shared"] == "0.01" and len(calls(edited, "runs/s2.h5")) == 1
+    assert [line.split("\t")[1] for line in sweep(edited, "--list").stdout.splitlines()] == ["done", reason]
+    again = sweep(edited, "--local", "--overwrite")
+    assert again.returncode == 0, again.stdout
+    assert "1 done, 1 done before, 0 failed" in again.stdout
+    assert "runs/s2.h5: not this task's run, is replaced" in again.stdout
+    assert calls(edited, "runs/s2.h5")[1].endswith("--out runs/s2.h5 --overwrite")
+    assert recorded(edited, "runs/s2.h5")["lr-shared"] == "0.5" and len(calls(edited, "runs/s1.h5")) == 1
+
+
+def test_an_edited_config_file_is_seen_too(edited: Path) -> None:
+    (edited / "base.cfg").write_text("rounds = 1\n")
+    done = sweep(edited, "--local")
+    assert done.returncode == 1
+    assert "task 0 runs/s1.h5: not this task's run: rounds: expected 1, found 3; --overwrite" in done.stdout
+    assert "lr-shared: expected 0.5, found 0.01; rounds: expected 1, found 3;" in done.stdout
+
+
+def test_a_single_task_and_slurm_see_it_too(edited: Path) -> None:
+    done = sweep(edited, "--task", "1")
+    assert done.returncode == 1 and "lr-shared: expected 0.5, found 0.01" in done.stdout
+    assert sweep(edited, "--task", "0").returncode == 0
+    sbatch = edited / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho \"$@\" > sbatch.calls\n")
+    sbatch.chmod(0o755)
+    path = f"{edited}:{os.environ['PATH']}"
+    refused = sweep(edited, "--submit", PATH=path)
+    assert refused.returncode == 1 and "not submitted: task 1 runs/s2.h5: not this task's run" in refused.stdout
+    assert not (edited / "sbatch.calls").exists()
+    assert sweep(edited, "--submit", "--overwrite", PATH=path).returncode == 0
+    submitted = (edited / "sbatch.calls").read_text()
+    assert "--array=1 " in submitted and submitted.rstrip().endswith("--overwrite")
+    assert sweep(edited, "--task", "1", "--overwrite").returncode == 0
+    assert recorded(edited, "runs/s2.h5")["lr-shared"] == "0.5"
+
+
+def test_what_is_no_run_file_is_not_done(edited: Path) -> None:
+    (edited / "runs" / "s1.h5").write_text("not hdf5")
+    done = sweep(edited, "--local")
+    assert done.returncode == 1 and "task 0 runs/s1.h5: not this task's run: not an HDF5 file" in done.stdout
+
+
+def test_without_h5py_nothing_is_taken_for_done(edited: Path) -> None:
+    (edited / "none").mkdir()
+    (edited / "none" / "h5py.py").write_text("raise ModuleNotFoundError('none', name='h5py')\n")
+    done = sweep(edited, "--local", PYTHONPATH=str(edited / "none"))
+    assert done.returncode == 2
+    assert done.stderr == ("sweep.py: runs/s1.h5: comparing its options with the grid's needs h5py; "
+                           ".venv/bin/python has it\n")
+
+
+def test_checkpoints_of_other_options_make_way_and_own_ones_stay(edited: Path) -> None:
+    folders = {}
+    for seed, rate in (("1", "0.01"), ("2", "0.01")):
+        folders[seed] = edited / "runs" / f"s{seed}.ckpt" / "round-00002-00"
+        folders[seed].mkdir(parents=True)
+        facts = {"option.lr-shared": rate, "option.seed": seed, "sha256.model": "x"}
+        (folders[seed] / "manifest.json").write_text(json.dumps({"facts": facts}))
+    (edited / "runs" / "s1.h5").unlink()
+    done = sweep(edited, "--local", "--overwrite")
+    assert done.returncode == 0, done.stdout
+    assert folders["1"].exists() and "--resume auto" in calls(edited, "runs/s1.h5")[1]
+    assert not folders["2"].exists()
+    assert "runs/s2.h5: removed the checkpoints of a run with other options" in done.stdout
+
+
+@pytest.mark.parametrize(("key", "one", "other", "equal"), [
+    ("data", "d/a.h5  d/b.h5", "d/a.h5 ./d/b.h5", True), ("data", "a.h5 b.h5", "b.h5 a.h5", False),
+    ("model", "m/x/", "m/x", True), ("eval-splits", "test, validation", "validation,test", True),
+    ("lora-ranks", "4,8", "8,4", False), ("lr-shared", "1e-2", "0.010", True), ("head", "full", "frozen", False),
+    ("seed", "12345678901234567", "12345678901234568", False), ("participation", "0.5", "0.25", False),
+])
+def test_values_are_compared_as_the_program_reads_them(key: str, one: str, other: str, equal: bool) -> None:
+    difference = compare(Task(0, {key: one}, Path("x.h5")), {key: other})
+    assert difference == (None if equal else f"{key}: expected {one}, found {other}")
+
+
+# Models and pair files
+
+
+@pytest.mark.parametrize("command", ["--local", "--submit"])
+def test_missing_model_and_data_are_said_once_before_anything_starts(place: Path, command: str) -> None:
+    (place / "base.cfg").write_text("model = runs/models/none\ndata = a.h5\ndata = b.h5\n")
+    (place / "b.h5").touch()
+    grid(place, SMALL)
+    done = sweep(place, command)
+    assert done.returncode == 2
+    assert done.stderr == "sweep.py: x.grid: model: runs/models/none: no such folder; data: a.h5: no such file\n"
+    assert not (place / "runs").exists()
+    (place / "a.h5").touch()
+    (place / "runs/models/none").mkdir(parents=True)
+    assert sweep(place, "--local").returncode == 0
+    (place / "a.h5").unlink()  # nothing left to run needs it
+    assert "0 done, 4 done before" in sweep(place, "--local").stdout

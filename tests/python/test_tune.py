@@ -159,6 +159,13 @@ def test_an_edited_trial_is_not_taken_for_the_old_one(place: Path) -> None:
     assert done.stderr.strip().endswith(message)
 
 
+def test_missing_data_is_said_once_before_anything_starts(place: Path) -> None:
+    (place / "x.grid").write_text(GRID + "data = none.h5\n")
+    done = tune(place)
+    assert (done.returncode, done.stderr) == (2, "tune.py: x.grid: data: none.h5: no such file\n")
+    assert calls(place) == [] and done.stdout == ""
+
+
 def test_interrupted_tuning_goes_on(place: Path) -> None:
     (place / "x.grid").write_text(ONE + "method = fedavg\nseed = 1 99\n")
     (place / "slow").touch()
