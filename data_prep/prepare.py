@@ -26,6 +26,7 @@ from pairprep.tokens import PairTokenizer
 
 EXIT_BAD_INPUT = 2
 MIN_MAX_LENGTH = 4  # BOS, one prompt token and two response tokens
+MOST_BY_DEFAULT = 2048  # tokens of a pair; models' contexts can be a hundred times that
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +50,9 @@ def prepare(args: argparse.Namespace) -> dict:
     if args.out.exists() and not args.overwrite:
         raise InputError(f"{args.out}: exists already (--overwrite replaces it)")
     tokenizer = PairTokenizer(args.model, append_eos=not args.no_eos)
-    if tokenizer.max_positions and args.max_length > tokenizer.max_positions:
+    if args.max_length is None:
+        args.max_length = default_length(tokenizer.max_positions, args.model)
+    elif tokenizer.max_positions and args.max_length > tokenizer.max_positions:
         raise InputError(f"--max-length: expected at most the model's {tokenizer.max_positions} positions, "
                          f"found {args.max_length}")
     template = PlainChat() if args.plain_chat else load_chat_template(args.model)
@@ -86,6 +89,15 @@ def prepare(args: argparse.Namespace) -> dict:
     }
     write_pairs(args.out, content)
     return report
+
+
+def default_length(positions: object, model: Path) -> int:
+    """The model's positions, at most MOST_BY_DEFAULT. Raises InputError where config.json does not say them."""
+    if not isinstance(positions, int) or isinstance(positions, bool) or positions < MIN_MAX_LENGTH:
+        found = "none" if positions is None else repr(positions)
+        raise InputError(f"{model / 'config.json'}: field 'max_position_embeddings': expected a number of positions "
+                         f">= {MIN_MAX_LENGTH}, found {found} (--max-length does without)")
+    return min(positions, MOST_BY_DEFAULT)
 
 
 def choose_rows(collected: Collected, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -141,8 +153,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--model", type=Path, required=True, metavar="DIR",
         help="HuggingFace model folder; config.json, tokenizer.json and tokenizer_config.json are used")
     add("--domain", type=_name, required=True, help="name of this data set")
-    add("--max-length", type=_length, required=True, metavar="N",
-        help="most tokens of a pair: prompt + the longer response")
+    add("--max-length", type=_length, metavar="N",
+        help=f"most tokens of a pair: prompt + the longer response (default: the model's positions, at most "
+             f"{MOST_BY_DEFAULT})")
     add("--out", type=Path, required=True, metavar="FILE", help="the pairs.h5 to write")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--category", metavar="FIELD", help="the field that holds a row's category")

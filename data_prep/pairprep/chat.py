@@ -121,6 +121,9 @@ class PairFormatter:
 
     def __call__(self, values: dict[str, Any]) -> PairText:
         """Raises FieldError naming the field that is missing, empty or of the wrong kind."""
+        if {"completion", "label"} <= values.keys() and not {"chosen", "rejected"} & values.keys():
+            raise FieldError("chosen", "pairs (prompt, chosen, rejected), on which --loss kto runs, too",
+                             "single judged answers (prompt, completion, label)")
         prompt = _text_or_messages(values, "prompt", optional=True)
         chosen = _text_or_messages(values, "chosen")
         rejected = _text_or_messages(values, "rejected")

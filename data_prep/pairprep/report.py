@@ -27,7 +27,8 @@ def make_report(collected: Collected, rows: np.ndarray, content: PairFile, files
     np.add.at(table, (content.label, content.split), 1)
     dropped = dict(sorted(collected.dropped.items()))
     if len(rows) < len(collected):
-        dropped["over the limit"] = len(collected) - len(rows)
+        limits = ["--" + name.replace("_", "-") for name in ("limit", "limit_per_category") if rules[name]]
+        dropped[f"not sampled ({', '.join(limits)})"] = len(collected) - len(rows)
     return {
         "rows_read": collected.rows_read,
         "kept": len(rows),
@@ -81,6 +82,9 @@ def format_report(report: dict[str, Any], join: str) -> str:
     if report["joined_without_space"] and join == "exact":
         lines.append(f"note: {report['joined_without_space']} prompts run into their answer without white space; "
                      "--join space puts a space between")
+    if len(report["pairs"]) == 1:
+        lines.append("note: one category (see --category and --cluster): a Dirichlet partition of these pairs varies "
+                     "clients' sizes only, not their mixtures")
     width = max(len("category"), *(len(name) for name in report["pairs"]))
     head = "".join(f"{split:>12}" for split in SPLIT_NAMES)
     lines.append(f"{'category':<{width}}{head}{'all':>12}")

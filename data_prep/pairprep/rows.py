@@ -16,6 +16,7 @@ from typing import Any
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 PARQUET_BATCH_ROWS = 1024
+FORMATS = "JSONL (one JSON object a line, also gzipped) or Parquet"
 
 
 class InputError(Exception):
@@ -73,15 +74,29 @@ def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 def _read_jsonl(path: Path, file_index: int, compressed: bool) -> Iterator[Row]:
     try:
+        is_first = True
         # Bytes, not text: only "\n" ends a line of JSONL, and bad UTF-8 then spoils one row and not the file.
         with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if raw.strip():
-                    yield _parse_line(raw, file_index, number)
+                    if is_first and not raw.lstrip().startswith(b"{"):
+                        yield Row(file_index, number, None, f"expected {FORMATS}, found {_kind(raw)}")
+                    else:
+                        yield _parse_line(raw, file_index, number)
+                    is_first = False
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read to its end: {error}") from error
+
+
+def _kind(raw: bytes) -> str:
+    """What the first line of a file that is not JSONL looks like."""
+    start = raw.strip()[:40].decode("utf-8", "replace")
+    if start.startswith("["):
+        return "a JSON array (write one object a line)"
+    fields = raw.strip().split(b"\t" if b"\t" in raw else b",")
+    return f"CSV, which begins {start!r}" if len(fields) > 1 else f"a file that begins {start!r}"
 
 
 def _parse_line(raw: bytes, file_index: int, number: int) -> Row:

@@ -41,12 +41,12 @@ def prepare(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
             source.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
         path = tmp_path / out
         arguments = ["--in", str(source), "--model", str(model), "--domain", "test", "--out", str(path), *options]
-        if "--max-length" not in options:
+        if "--max-length" not in options and "--default-length" not in options:
             arguments += ["--max-length", "256"]
         if out == "out.h5" and "--keep" not in options:
             path.unlink(missing_ok=True)
         try:
-            code = program.main([argument for argument in arguments if argument != "--keep"])
+            code = program.main([argument for argument in arguments if argument not in ("--keep", "--default-length")])
         except SystemExit as exit_:  # argparse
             code = exit_.code
         captured = capsys.readouterr()

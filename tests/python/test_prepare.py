@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -185,6 +186,30 @@ def test_max_length_beyond_the_models_positions_is_refused(prepare, tmp_path):
     assert prepare([row()], "--max-length", "3").code == 2
 
 
+@pytest.mark.parametrize(("positions", "length"), [(64, 64), (100000, 2048)])
+def test_max_length_is_the_models_positions_within_reason_unless_given(prepare, tmp_path, positions, length):
+    long = row("q" * 3000, "yes", "no")
+    pairs = prepare([long], "--default-length", model=make_model(tmp_path / "m", max_positions=positions)).pairs
+    assert pairs.attributes["max_length"] == pairs.report["rules"]["max_length"] == length
+    assert pairs.report["longest_pair"] == length
+
+
+def test_a_model_that_does_not_say_its_positions_needs_max_length(prepare, tmp_path):
+    model = make_model(tmp_path / "m", max_positions=0)
+    outcome = prepare([row()], "--default-length", model=model)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "config.json: field 'max_position_embeddings': expected a number" in outcome.err
+    assert "--max-length" in outcome.err and prepare([row()], model=model).code == 0
+
+
+def test_a_name_of_the_hub_is_no_model_folder(prepare, tmp_path):
+    outcome = prepare([row()], model=Path("HuggingFaceTB/SmolLM2-135M-Instruct"))
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert ("HuggingFaceTB/SmolLM2-135M-Instruct: --model: expected a folder with tokenizer.json and config.json, "
+            "found no such folder") in outcome.err and "data_prep/fetch_model.py" in outcome.err
+    assert "found a folder without it" in prepare([row()], model=tmp_path).err
+
+
 # ---- bad and unusable rows
 
 BAD_ROWS = {
@@ -231,6 +256,28 @@ def test_gzip_is_told_by_its_bytes_and_a_torn_file_is_an_error(prepare, tmp_path
     outcome = prepare(packed)
     assert outcome.code == 2 and "pairs.data" in outcome.err
     assert prepare(tmp_path / "missing.jsonl").code == 2
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("prompt,chosen,rejected\na,b,c\n", "CSV, which begins 'prompt,chosen,rejected'"),
+    ("prompt\tchosen\trejected\n", "CSV, which begins"),
+    ('[{"prompt": "a", "chosen": "b", "rejected": "c"}]\n', "a JSON array (write one object a line)"),
+    ("# pairs\n", "a file that begins '# pairs'"),
+])
+def test_other_formats_are_told_which_are_read(prepare, tmp_path, text, found):
+    path = tmp_path / "pairs.csv"
+    path.write_text(text)
+    outcome = prepare(path)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert f"{path}:1: expected JSONL (one JSON object a line, also gzipped) or Parquet, found {found}" in outcome.err
+
+
+def test_single_judged_answers_are_no_pairs(prepare):
+    outcome = prepare([{"prompt": "a", "completion": "b", "label": True}])
+    assert outcome.code == 2
+    assert "pairs.jsonl:1: field 'chosen': expected pairs (prompt, chosen, rejected)" in outcome.err
+    assert "--loss kto" in outcome.err and "(prompt, completion, label)" in outcome.err
+    assert prepare([row(completion="b", label=True)]).code == 0
 
 
 def test_parquet_with_messages(prepare, tmp_path):

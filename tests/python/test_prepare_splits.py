@@ -22,7 +22,11 @@ from pairprep.splits import assign_splits
 def test_categories_by_field_or_one_named_after_the_domain(prepare):
     pairs = prepare([row("a", topic="z"), row("b", topic="y"), row("c", topic="z")], "--category", "topic").pairs
     assert pairs.label_names == ["y", "z"] and pairs.label.tolist() == [1, 0, 1]
-    assert prepare([row("a"), row("b")]).pairs.label_names == ["test"]
+    one = prepare([row("a"), row("b")])
+    assert one.pairs.label_names == ["test"]
+    note = "note: one category (see --category and --cluster): a Dirichlet partition of these pairs varies"
+    assert sum(line.startswith(note) for line in one.out.splitlines()) == 1
+    assert "one category" not in prepare([row("a", topic="z"), row("b", topic="y")], "--category", "topic").out
 
 
 def test_clusters_find_the_topics_whatever_the_order(prepare):
@@ -47,7 +51,7 @@ def test_limits_take_a_seeded_sample_that_does_not_depend_on_the_order(prepare, 
     pairs = prepare(rows, "--category", "topic", "--limit-per-category", "7").pairs
     assert np.bincount(pairs.label).tolist() == [7, 7, 7]
     some = prepare(rows, "--limit", "20").pairs
-    assert len(some.line) == 20 and some.report["dropped"] == {"over the limit": len(rows) - 20}
+    assert len(some.line) == 20 and some.report["dropped"] == {"not sampled (--limit)": len(rows) - 20}
     assert some.line.tolist() != list(range(1, 21)), "a sample, not the beginning"
     turned = prepare(rows[::-1], "--limit", "20").pairs
     assert sorted(turned.texts(model, "chosen")) == sorted(some.texts(model, "chosen"))
