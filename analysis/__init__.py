@@ -11,7 +11,7 @@ In a script:
         print(run.method, run.seed, run.config["alpha"], accuracy[-1].mean())
 """
 
-from .grouping import Row, Table, group
+from .grouping import InputsDiffer, Row, Table, group
 from .runfile import Files, Run, RunFileError, find_files, load
 
-__all__ = ["Files", "Row", "Run", "RunFileError", "Table", "find_files", "group", "load"]
+__all__ = ["Files", "InputsDiffer", "Row", "Run", "RunFileError", "Table", "find_files", "group", "load"]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .grouping import canonical, group, value_of
+from .grouping import InputsDiffer, Table, canonical, group, value_of
 from .runfile import Run, RunFileError, find_files, load
 from .stats import Query, choose_round
 from .study import NEEDED, QUERY, study, write_study
@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("paths", nargs="+", type=Path, metavar="DIR|FILE", help="run files, or folders of them")
-    common.add_argument("--metric", default="accuracy", help="accuracy, loss, margin, ... (default: %(default)s)")
+    common.add_argument("--metric", default="accuracy", help="accuracy, loss, margin, ...; an unknown one is answered "
+                        "with those that there are (default: %(default)s)")  # fmt: skip
     common.add_argument("--split", default="test", choices=("test", "validation", "train"))
     common.add_argument("--point", default="after", choices=("after", "before"), help="after or before averaging")
     common.add_argument("--round", default="last", type=_round, metavar="last|best-validation|N", help="round shown")
@@ -128,11 +129,10 @@ def _collect(
         more = f" (and {len(same) - 1} files more)" if len(shown) < len(same) else ""
         for problem in shown:
             _complain(f"{problem}{more}")
-    if not runs:
+    if not runs and not problems:
         if left_out:
             raise UsageError(f"no run matches --where ({left_out} looked at)")
-        if not problems:
-            raise UsageError(f"no finished run files in {', '.join(map(str, arguments.paths))}")
+        raise UsageError(f"no finished run files in {', '.join(map(str, arguments.paths))}")
     return runs, not problems
 
 
@@ -148,16 +148,31 @@ def _by(arguments: argparse.Namespace) -> list[str] | None:
     return None if arguments.by is None else [key.strip().lstrip("-") for key in arguments.by.split(",") if key.strip()]
 
 
+def _tables(runs: Sequence[Run], by: Sequence[str] | None) -> list[Table]:
+    try:
+        return group(runs, by)
+    except ValueError as error:
+        raise UsageError(f"--by: {error}") from None
+    except InputsDiffer as error:
+        raise UsageError(str(error)) from None
+
+
+def _check_baseline(tables: Sequence[Table], baseline: str) -> None:
+    rows = [row for table in tables for row in table.rows]
+    known = dict.fromkeys(name for row in rows for name in (row.method, row.label))
+    if baseline not in known:
+        raise UsageError(f"--baseline: expected one of {', '.join(known)}, found {baseline}")
+
+
 def _summarize(arguments: argparse.Namespace) -> int:
     query = _query(arguments)
     only = [*query.needed, *(["final/test"] if arguments.baseline else [])]
     runs, sound = _collect(arguments, only, lambda run: choose_round(run, query))
     if not runs:
         return BAD_INPUT
-    try:
-        tables = group(runs, _by(arguments))
-    except ValueError as error:
-        raise UsageError(f"--by: {error}") from None
+    tables = _tables(runs, _by(arguments))
+    if arguments.baseline is not None:
+        _check_baseline(tables, arguments.baseline)
     summaries = [summarize(table, query, arguments.baseline) for table in tables]
     _print_utf8()
     write_text(summaries, sys.stdout, arguments.markdown)
@@ -181,7 +196,7 @@ def _study(arguments: argparse.Namespace) -> int:
     if not runs:
         return BAD_INPUT
     references = [method.strip() for method in arguments.against.split(",") if method.strip()]
-    result = study(group(runs), references, arguments.bag_of_words)
+    result = study(_tables(runs, None), references, arguments.bag_of_words)
     _print_utf8()
     write_study(result, sys.stdout, arguments.markdown)
     return OK if sound else BAD_INPUT
@@ -194,10 +209,7 @@ def _figures(arguments: argparse.Namespace) -> int:
     runs, sound = _collect(arguments, needed(query), lambda run: choose_round(run, query))
     if not runs:
         return BAD_INPUT
-    try:
-        tables = group(runs, _by(arguments))
-    except ValueError as error:
-        raise UsageError(f"--by: {error}") from None
+    tables = _tables(runs, _by(arguments))
     try:
         written = draw_all(tables, query, arguments.out)
     except OSError as error:

@@ -72,6 +72,10 @@ def natural(text: str) -> tuple[tuple[int, float, str], ...]:
     return tuple((0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts) if p)
 
 
+class InputsDiffer(Exception):
+    """Runs that would be averaged or compared were made on different data or models; one line."""
+
+
 @dataclass
 class Row:
     """Runs that differ in their seed only, one a seed, in order of the seeds."""
@@ -106,7 +110,8 @@ def group(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Table]:
 
     `by`: the options that make tables. Left out, it is every setting that differs. With it, the other settings that
     differ make rows. Tables never hold different sets of clients, save for runs with one client that pools the data.
-    Raises ValueError for an option of `by` that no run has.
+    Raises ValueError for an option of `by` that no run has, InputsDiffer where runs of a table have other data or
+    another model under the same names.
     """
     options = sorted({option for run in runs for option in run.config})
     if by is None:
@@ -157,6 +162,7 @@ def _by_clients(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
 
 
 def _table(settings: dict[str, str], names: list[str], runs: list[Run], options: list[str]) -> Table:
+    _check_inputs(runs)
     labels: dict[str, list[str]] = {}
     for method in {run.method for run in runs}:
         same = [run for run in runs if run.method == method]
@@ -180,6 +186,26 @@ def _table(settings: dict[str, str], names: list[str], runs: list[Run], options:
     table = Table(settings, ordered, names, notes)
     table.notes += _differences(table, options, labels)
     return table
+
+
+def _check_inputs(runs: Sequence[Run]) -> None:
+    """The hashes of data and model that runs record are equal where their names are; runs without any are not asked."""
+    for option, attribute in (("data", "data_sha256"), ("model", "model_sha256")):
+        first: dict[str, Run] = {}
+        for run in runs:
+            if not run.environment.get(attribute):
+                continue
+            other = first.setdefault(value_of(run, option), run)
+            ours, theirs = str(run.environment[attribute]).split(), str(other.environment[attribute]).split()
+            if ours == theirs:
+                continue
+            names = value_of(run, option).split() if option == "data" else [value_of(run, option)]
+            if not len(names) == len(ours) == len(theirs):
+                names, ours, theirs = [value_of(run, option)], [" ".join(ours)], [" ".join(theirs)]
+            pairs = zip(names, theirs, ours)
+            parts = [f"{name} (sha256 {a[:12]}... and {b[:12]}...)" for name, a, b in pairs if a != b]
+            raise InputsDiffer(f"{other.path} and {run.path} were made with different {option}: {', '.join(parts)}; "
+                               "they cannot be averaged or compared")  # fmt: skip
 
 
 def _differences(table: Table, options: Sequence[str], labels: dict[str, list[str]]) -> list[str]:

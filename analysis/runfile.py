@@ -6,6 +6,7 @@ entries, entry 0 is the state before training), C clients, L categories, P test 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ class Run:
     final: dict[str, np.ndarray]  # "test/client", "test/file", "test/pair", "test/margin", ... (P)
     timings: dict[str, np.ndarray]  # "train" (R+1) seconds, ...
     units: dict[str, str] = field(default_factory=dict)  # by full path in the file: "rounds/bytes_up" -> "bytes"
+    client_datasets: list[str] = field(default_factory=list)  # keys that `clients` has when everything is read
 
     @property
     def method(self) -> str:
@@ -106,6 +108,25 @@ def load(path: Path | str, only: Sequence[str] | None = None) -> Run:
 def load_config(path: Path | str) -> dict[str, str]:
     """The options that a run file records, and nothing else of it. Raises RunFileError."""
     return _open(path, _config)
+
+
+def partition_digest(path: Path | str) -> str:
+    """The same for runs whose clients hold the same pairs: a hash of all in /partition. Raises RunFileError."""
+
+    def read(path: Path, file: h5py.File) -> str:
+        _require_groups(path, file, "partition")
+        digest = hashlib.sha256()
+
+        def add(name: str, item: h5py.HLObject) -> None:
+            if isinstance(item, h5py.Dataset):
+                is_text = h5py.check_string_dtype(item.dtype) is not None
+                digest.update(f"{name} {item.dtype} {item.shape}".encode())
+                digest.update(repr(item.asstr()[()].tolist()).encode() if is_text else item[()].tobytes())
+
+        file["partition"].visititems(add)
+        return digest.hexdigest()
+
+    return _open(path, read)
 
 
 def _open(path: Path | str, read: Callable[[Path, h5py.File], T]) -> T:
@@ -177,6 +198,8 @@ def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
             file[group].visititems(visit)
         return arrays
 
+    names: list[str] = []
+    file["clients"].visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     environment = file["environment"].attrs if "environment" in file else {}
     return Run(
         path=path,
@@ -189,6 +212,7 @@ def _read(path: Path, file: h5py.File, only: Sequence[str] | None) -> Run:
         final=datasets("final"),
         timings=datasets("timings"),
         units=units,
+        client_datasets=sorted(names),
     )
 
 

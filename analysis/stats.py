@@ -81,8 +81,21 @@ def tail_mean(values: np.ndarray, share: float, lowest: bool) -> float:
 def series(run: Run, query: Query) -> np.ndarray:
     """(R+1, C) of the metric asked for. Raises RunFileError where the file lacks it."""
     if query.dataset not in run.clients:
-        raise RunFileError(run.path, f"has no dataset /clients/{query.dataset}")
+        raise RunFileError(run.path, f"has no dataset /clients/{query.dataset}; {available(run)}")
     return run.clients[query.dataset].astype(float)
+
+
+def available(run: Run) -> str:
+    """The metrics that a run holds, by split and point."""
+    by_place: dict[str, list[str]] = {}
+    for name in run.client_datasets:
+        place, _, metric = name.rpartition("/")
+        by_place.setdefault(place, []).append(metric)
+    merged: dict[str, list[str]] = {}  # mostly the same at all splits and points
+    for place, metrics in by_place.items():
+        merged.setdefault(", ".join(metrics), []).append(place)
+    listed = "; ".join(f"{' and '.join(places)}: {metrics}" for metrics, places in merged.items())
+    return f"metrics by split and point: {listed or 'none'}"
 
 
 def choose_round(run: Run, query: Query) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .grouping import Row, Table
-from .runfile import Run
+from .runfile import Run, partition_digest
 from .stats import Comparison, Query, choose_round, client_values, compare, mean_sd, nan_mean, tail_mean
 
 MOST_CLIENT_COLUMNS = 12
@@ -43,13 +43,30 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
 
-def column_names(query: Query, client_names: Sequence[str]) -> list[str]:
+def clients_correspond(runs: Sequence[Run]) -> bool:
+    """Whether a client's name means the same in all runs: it holds the same pairs, or is the only one of its domain."""
+    if len(runs) < 2:
+        return True
+    first = runs[0]
+
+    def same(name: str) -> bool:
+        return all(np.array_equal(run.partition.get(name, 0), first.partition.get(name, 0)) for run in runs)
+
+    domains = first.partition.get("client_domain", np.zeros(len(first.client_names)))
+    if len(set(domains.tolist())) == domains.size and same("client_domain") and same("flipped") and same("is_new"):
+        return True
+    return len({partition_digest(run.path) for run in runs}) == 1
+
+
+def column_names(query: Query, client_names: Sequence[str], by_client: bool = True) -> list[str]:
     if len(client_names) > MOST_CLIENT_COLUMNS:
         return ["mean", "std over clients", "worst decile", "best decile"]
-    return [*client_names, "mean", "worst client"] if len(client_names) > 1 else [*client_names]
+    if len(client_names) == 1:
+        return [*client_names]
+    return [*(client_names if by_client else ()), "mean", "worst client"]
 
 
-def column_values(run: Run, query: Query, client_names: Sequence[str]) -> np.ndarray:
+def column_values(run: Run, query: Query, client_names: Sequence[str], by_client: bool = True) -> np.ndarray:
     """One seed's value of each column; NaN for clients that a pooled run does not tell apart."""
     values = client_values(run, query)
     mean, _, _ = mean_sd(values)
@@ -62,22 +79,29 @@ def column_values(run: Run, query: Query, client_names: Sequence[str]) -> np.nda
         return np.array([mean, spread, tail_mean(values, 0.1, low_is_bad), tail_mean(values, 0.1, not low_is_bad)])
     if len(client_names) == 1:
         return values
+    shown = values if by_client else []
     if pooled:
-        return np.array([*[np.nan] * len(client_names), mean, np.nan])
-    return np.array([*values, mean, tail_mean(values, 0.0, low_is_bad)])
+        return np.array([*[np.nan] * (len(client_names) if by_client else 0), mean, np.nan])
+    return np.array([*shown, mean, tail_mean(values, 0.0, low_is_bad)])
 
 
 def summarize(table: Table, query: Query, baseline: str | None = None) -> Summary:
     """`baseline`: a row's label or, where it has one row only, its method; left out, nothing is compared."""
-    columns = column_names(query, table.client_names)
+    clients = len(table.client_names)
+    full = [run for run in table.runs if len(run.client_names) == clients]
+    by_client = clients > MOST_CLIENT_COLUMNS or clients == 1 or clients_correspond(full)
+    columns = column_names(query, table.client_names, by_client)
     lines: list[Line] = []
     for row in table.rows:
-        by_seed = np.array([column_values(run, query, table.client_names) for run in row.runs])  # (seeds, columns)
+        # (seeds, columns)
+        by_seed = np.array([column_values(run, query, table.client_names, by_client) for run in row.runs])
         cells = [Cell(*mean_sd(by_seed[:, i])) for i in range(len(columns))]
         shown = [int(run.rounds["round"][choose_round(run, query)]) for run in row.runs]
         lines.append(Line(row, cells, shown))
     summary = Summary(table, query, columns, lines, notes=[*table.notes, *_round_notes(query, lines)])
-    clients = len(table.client_names)
+    if not by_client:
+        summary.notes.append("the runs' partitions differ: no columns by client, whose names stand for other clients "
+                             "in each; --where seed=N shows one seed")  # fmt: skip
     pooled = [row.label for row in table.rows if any(len(run.client_names) < clients for run in row.runs)]
     if pooled:
         summary.notes.append(f"mean over the pooled data, not over clients: {', '.join(pooled)}")

@@ -44,7 +44,8 @@ class PairTokenizer:
 
     def __init__(self, model_dir: Path, append_eos: bool = True) -> None:
         if not (model_dir / "tokenizer.json").is_file():
-            found = "a folder without it" if model_dir.is_dir() else "a file" if model_dir.exists() else "no such folder"
+            there = "a folder without it" if model_dir.is_dir() else "a file"
+            found = there if model_dir.exists() else "no such folder"
             raise InputError(f"{model_dir}: --model: expected a folder with tokenizer.json and config.json, found "
                              f"{found} (names of the Hub are not fetched; data_prep/fetch_model.py gets a model)")
         raw = _read(model_dir / "tokenizer.json")

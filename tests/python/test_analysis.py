@@ -265,6 +265,19 @@ def test_a_mistyped_metric_does_not_repeat_itself(tmp_path: Path, capsys: pytest
     assert code == 2 and err.count("\n") == 1 and "(and 6 files more)" in err
 
 
+def test_a_metric_that_is_not_there_is_answered_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "1.h5")
+    code, out, err = run_cli(capsys, "summarize", tmp_path, "--metric", "tokens")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "has no dataset /clients/test/after/tokens; metrics by split and point: " in err
+    assert "test/after: accuracy, loss; " in err and "test/before and validation/after: accuracy" in err
+    assert "train: tokens" in err
+    write_run(tmp_path / "2.h5", method="local")  # that --where leaves it out is not what is wrong
+    assert run_cli(capsys, "summarize", tmp_path, "--metric", "tokens", "--where", "method=fedavg")[2] == err
+
+
 def test_nothing_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run_cli(capsys, "summarize", tmp_path)
     assert (code, err) == (2, f"analysis: no finished run files in {tmp_path}\n")

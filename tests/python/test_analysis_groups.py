@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from analysis_support import cells, run_cli, tables_of, write_run
 
 from analysis import stats
-from analysis.grouping import canonical
+from analysis.grouping import InputsDiffer, canonical
 from analysis.summarize import summarize
 
 # What belongs together
@@ -124,6 +125,81 @@ def test_other_program_versions_and_devices_are_noted(tmp_path: Path) -> None:
     assert {"runs differ in device: cpu, cuda", "runs differ in source revision: aaa, bbb"} <= set(table.notes)
 
 
+# What must not be averaged
+
+
+def other_clients(path: Path, **changes: Any) -> None:
+    """Gives a run's partition other values."""
+    with h5py.File(path, "r+") as file:
+        for name, values in changes.items():
+            file[f"partition/{name.replace('__', '/')}"][...] = values
+
+
+def test_clients_of_other_partitions_have_no_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "1.h5", accuracy=[[0.5, 0.5], [0.6, 0.9]])
+    write_run(tmp_path / "2.h5", seed=2, accuracy=[[0.5, 0.5], [0.8, 0.7]])
+    write_run(tmp_path / "3.h5", method="centralized", accuracy=[[0.5], [0.9]], names=["all"])
+    _, out, _ = run_cli(capsys, "summarize", tmp_path)
+    assert cells(out, "method")[2:] == ["c0", "c1", "mean", "worst client"] and "partitions differ" not in out
+    other_clients(tmp_path / "2.h5", train__pair=[9, 8, 7, 6, 5])
+    _, out, _ = run_cli(capsys, "summarize", tmp_path, "--csv", tmp_path / "out.csv")
+    assert cells(out, "method")[2:] == ["mean", "worst client"]
+    assert cells(out, "fedavg") == ["fedavg", "2", "0.750 ± 0.000", f"0.650 ± {math.sqrt(0.005):.3f}"]
+    assert cells(out, "centralized") == ["centralized", "1", "0.900", "-"]
+    assert "the runs' partitions differ: no columns by client" in out
+    assert ",c0," not in (tmp_path / "out.csv").read_text()
+    _, out, _ = run_cli(capsys, "summarize", tmp_path, "--where", "seed=2")
+    assert cells(out, "fedavg")[2:4] == ["0.800", "0.700"]
+
+
+@pytest.mark.parametrize(("change", "by_client"), [
+    ({"train__pair": [9, 8, 7, 6, 5]}, True), ({"flipped": [0, 1]}, False), ({"client_domain": [1, 0]}, False),
+])
+def test_the_only_client_of_a_domain_is_the_same_in_all_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], by_client: bool
+) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"{seed}.h5", seed=seed, domains=("a", "b"))
+    other_clients(tmp_path / "2.h5", **change)
+    _, out, _ = run_cli(capsys, "summarize", tmp_path)
+    assert (cells(out, "method")[2:4] == ["c0", "c1"]) == by_client
+
+
+def hashes(data: str, model: str = "m1") -> dict[str, str]:
+    return {"data_sha256": data, "model_sha256": model}
+
+
+@pytest.mark.parametrize("command", [("summarize",), ("study", "--no-bag-of-words"), ("figures", "--out", "pictures")])
+@pytest.mark.parametrize(("second", "reason"), [
+    (hashes("a1 b2"), "different data: b.h5 (sha256 b1... and b2...);"),
+    (hashes("a2 b2"), "different data: a.h5 (sha256 a1... and a2...), b.h5 (sha256 b1... and b2...);"),
+    (hashes("a1 b1", "m2"), "different model: m (sha256 m1... and m2...);"),
+])
+def test_other_inputs_under_the_same_names_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], second: dict[str, str], reason: str
+) -> None:
+    first = write_run(tmp_path / "1.h5", data="a.h5 b.h5", environment=hashes("a1 b1"))
+    other = write_run(tmp_path / "2.h5", seed=2, data="a.h5 b.h5", environment=second)
+    words = [tmp_path / word if word == "pictures" else word for word in command]
+    code, out, err = run_cli(capsys, words[0], tmp_path, *words[1:])
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"{first} and {other} were made with {reason} they cannot be averaged or compared" in err
+
+
+def test_equal_other_named_and_unrecorded_inputs_are_as_before(tmp_path: Path) -> None:
+    known = write_run(tmp_path / "1.h5", environment=hashes("a1"))
+    same = write_run(tmp_path / "2.h5", seed=2, environment=hashes("a1"))
+    unknown = write_run(tmp_path / "3.h5", seed=3)
+    (table,) = tables_of(known, same, unknown)
+    assert [run.seed for run in table.rows[0].runs] == [1, 2, 3]
+    named = write_run(tmp_path / "4.h5", seed=2, data="e.h5", environment=hashes("a2"))
+    assert [len(table.runs) for table in tables_of(known, named)] == [1, 1]
+    assert len(tables_of(known, named, by=["alpha"])[0].rows) == 2
+    # Of the same seed, too: it would be left out as a copy.
+    with pytest.raises(InputsDiffer, match="copy.h5 were made with different data"):
+        tables_of(known, write_run(tmp_path / "copy.h5", environment=hashes("a2")))
+
+
 # Comparison
 
 
@@ -189,8 +265,15 @@ def test_baseline_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     # 9 better, 1 worse: p = 2 (1 + 10) / 1024; client means .6 + 1.0
     assert last[:4] == ["local", "1", "10", "+0.800"] and last[-3:] == ["9", "1", "0.0215"]
     assert "exact two-sided sign test" in out and "bootstrap" in out
-    assert "no row of this table is 'nosuch'" in run_cli(capsys, "summarize", tmp_path, "--baseline", "nosuch")[1]
+    code, out, err = run_cli(capsys, "summarize", tmp_path, "--baseline", "nosuch")
+    assert (code, out) == (2, "") and err == "analysis: --baseline: expected one of local, fedavg, found nosuch\n"
     write_run(tmp_path / "3.h5", lr_shared=1)
+    _, out, err = run_cli(capsys, "summarize", tmp_path, "--baseline", "nosuch")
+    assert "expected one of local, fedavg, fedavg lr-shared=0.01, fedavg lr-shared=1, found nosuch" in err
+    write_run(tmp_path / "4.h5", method="fedper", alpha="9")  # a table of its own, without the baseline
+    code, out, _ = run_cli(capsys, "summarize", tmp_path, "--baseline", "local")
+    assert code == 0 and "no comparison: no row of this table is 'local'" in out
+    (tmp_path / "4.h5").unlink()
     out = run_cli(capsys, "summarize", tmp_path, "--baseline", "fedavg")[1]
     assert "name one: 'fedavg lr-shared=0.01', 'fedavg lr-shared=1'" in out
     out = run_cli(capsys, "summarize", tmp_path, "--baseline", "fedavg lr-shared=1")[1]
