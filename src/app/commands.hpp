@@ -38,6 +38,9 @@ struct RunInput {
 /// InputError if `read`, tried in a child process first, does not survive: HDF5 1.10 crashes on some damaged files.
 void require_sound_hdf5(const std::filesystem::path& path, const std::function<void()>& read);
 
+/// InputError, naming --out, where there is a file that --overwrite does not give free, or none can be written.
+void require_output_file(const RunOptions& options);
+
 RunInput read_input(const Communicator& world, const RunOptions& options);
 /// Pairs and partition where there is no model to check against.
 struct PartitionInput {

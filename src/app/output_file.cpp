@@ -12,17 +12,21 @@
 
 namespace fedpdpo {
 
-void require_free_output(const RunOptions& options) {
-  const bool may_go_on = options.resume == Resume::automatic;
-  if (std::filesystem::exists(options.out) && !options.overwrite && !may_go_on)
+void require_output_file(const RunOptions& options) {
+  if (std::filesystem::exists(options.out) && !options.overwrite)
     throw InputError(options.out.string(), "--out", "a file that does not exist (or --overwrite)", "an existing one");
+  require_writable(options.out, "--out");
+}
+
+void require_free_output(const RunOptions& options) {
+  if (options.resume == Resume::automatic) return require_writable(options.out, "--out");
+  require_output_file(options);
   const std::filesystem::path directory = checkpoint_directory(options);
   const std::vector<std::string> names = checkpoint_names(directory);
-  if (!names.empty() && !options.overwrite && !may_go_on)
+  if (!names.empty() && !options.overwrite)
     throw InputError(directory.string(), "",
                      "no checkpoints of an earlier run (--resume auto goes on from them, --overwrite removes them)",
                      names.back());
-  require_writable(options.out, "--out");
 }
 
 bool is_complete(const RunOptions& options, const std::string& model_hash, const std::string& data_hash) {

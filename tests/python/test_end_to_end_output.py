@@ -15,7 +15,7 @@ pytestmark = needs_program
 
 def refused(space: Workspace, name: str, *parts: str, **options) -> None:
     outcome = space.attempt(name, **options)
-    (line,) = outcome.error_lines()
+    (line,) = outcome.error_lines
     assert outcome.code == 2 and all(part in line for part in parts), outcome.err
 
 

@@ -42,7 +42,8 @@ void LogSoftmax(ConstView logits, const std::int32_t* targets, float* log_prob, 
     for (std::int64_t begin = 0; begin < logits.cols; begin += kRun) {
       const float* run = row + begin;
       sum += static_cast<double>(sum_columns(HWY_MIN(kRun, logits.cols - begin), [&](auto io, std::int64_t c) HWY_ATTR {
-        return hn::Exp(Floats(), hn::Sub(io.load(run + c), shift));
+        const Vec x = hn::Sub(io.load(run + c), shift);
+        return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(Floats(), x));  // Exp makes NaN 0
       }));
     }
     const double log_sum = std::log(sum);
