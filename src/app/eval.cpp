@@ -5,6 +5,7 @@
 
 #include "command_line_parts.hpp"
 #include "eval_results.hpp"
+#include "exported_folder.hpp"
 #include "fedpdpo/core/log.hpp"
 #include "fedpdpo/fed/cohort.hpp"
 #include "fedpdpo/fed/model_scores.hpp"
@@ -104,6 +105,17 @@ void add_adapter(const Communicator& world, const CommandLine& line, const Model
                                [model = std::move(model)] { return model; }});
 }
 
+/// Margins of a model that LoRA was merged into are held against what it was made from, as its run did. Nothing is
+/// returned where --reference names it, or where the model is the base of others, which began from it as it is.
+std::optional<std::filesystem::path> noted_reference(const Communicator& world, const CommandLine& line,
+                                                     const ExportedOrigin& origin) {
+  if (!origin.merged || !line.saved.reference.empty()) return std::nullopt;
+  if (!line.saved.adapter.empty() || !line.saved.checkpoint.empty()) return std::nullopt;
+  if (world.rank() == 0) require_base_of_merged(origin);
+  log_info(fmt::format("margins are against {}, which {} was merged from", origin.base_path, line.run.model.string()));
+  return origin.base_path;
+}
+
 TrainedModel bare_model() {
   TrainedModel model;
   model.options.lora_rank = 0;
@@ -167,10 +179,18 @@ int evaluate_command(const Communicator& world, const CommandLine& line) {
   candidates.options = with_overrides(line, RunOptions{});
   TrainedModel base = bare_model();
   ScoredModel base_facts{"base", -1, false, false, {}};
+  std::filesystem::path reference_folder = line.saved.reference;
   on_all_ranks(world, [&] {
     if (const auto about = add_private_modules(model.path(), model.config(), base)) {
       candidates.options = with_overrides(line, noted_options(model.path(), *about));
       if (has_private_modules(base)) log_info(fmt::format("the base model has {}", modules_weights_name));
+      const ExportedOrigin origin = exported_origin(model.path(), *about);
+      if (origin.merged && !origin.name().empty()) {
+        base_facts.name = "merged " + origin.name();
+        base_facts.client = origin.client.value_or(-1);
+        base_facts.flipped = origin.preferences_swapped;
+      }
+      if (const auto noted = noted_reference(world, line, origin)) reference_folder = *noted;
     }
     base_facts.has_rewards = base.options.reward_head;
     if (!line.saved.adapter.empty()) add_adapter(world, line, model, candidates);
@@ -192,9 +212,9 @@ int evaluate_command(const Communicator& world, const CommandLine& line) {
   });
   const std::unique_ptr<Backend> backend = make_backend(world, execution);
   std::optional<ReferenceLogProbs> reference;
-  if (!line.saved.reference.empty()) {
+  if (!reference_folder.empty()) {
     const ModelFolder other = on_all_ranks(world, [&] {
-      ModelFolder folder(line.saved.reference);
+      ModelFolder folder(reference_folder);
       require_fitting(pairs, folder);
       return folder;
     });

@@ -52,7 +52,8 @@ void write_models(Hdf5Writer& writer, const std::vector<ScoredModel>& models) {
   }
   writer.write_strings("/models/names", names, "name", "names of the models");
   writer.write_strings("/models/loss", losses, "name", "loss that each model's margins are of");
-  writer.write_list("/models/client", client, "index", "client of the checkpoint that each model is of, -1: none's");
+  writer.write_list("/models/client", client, "index",
+                    "client of the run that each model is of, -1: none's, or an adapter");
   writer.write_list("/models/flipped", flipped, "1", "1 for clients whose preferences were swapped in their run");
   writer.write_list("/models/reward_head", rewards, "1", "1 for models with a reward head");
   writer.write_list("/models/beta", beta, "1", "factor of the implicit margin");

@@ -21,14 +21,17 @@ json figures(const Summary& summary) {
   return result;
 }
 
-std::string table_line(const std::string& name, const std::string& part, const ScoredModel& model, const Summary& s) {
+std::string shown_name(const ScoredModel& model) { return model.name + (model.flipped ? "*" : ""); }
+
+std::string table_line(std::size_t width, const std::string& part, const ScoredModel& model, const Summary& s) {
   const Evaluation& e = s.evaluation;
   const std::string explicit_accuracy = model.has_rewards ? fmt::format("{:.4f}", e.accuracy_explicit) : "-";
   const std::string explicit_margin = model.has_rewards ? fmt::format("{:.4f}", e.mean_margin_explicit) : "-";
   return fmt::format(
-      "{:<12} {:<24} {:>6} {:>8.4f} {:>8.4f} {:>8} {:>10.4f} {:>9.4f} {:>9.4f} {:>9} {:>10.3f} {:>10.3f}\n", name, part,
-      s.num_pairs, e.accuracy, e.accuracy_implicit, explicit_accuracy, s.accuracy_likelihood, e.mean_margin,
-      e.mean_margin_implicit, explicit_margin, e.log_prob_chosen, e.log_prob_rejected);
+      "{:<{}} {:<24} {:>6} {:>8.4f} {:>8.4f} {:>8} {:>10.4f} {:>9.4f} {:>9.4f} {:>9} {:>10.3f} {:>10.3f}\n",
+      shown_name(model), width, part, s.num_pairs, e.accuracy, e.accuracy_implicit, explicit_accuracy,
+      s.accuracy_likelihood, e.mean_margin, e.mean_margin_implicit, explicit_margin, e.log_prob_chosen,
+      e.log_prob_rejected);
 }
 
 }  // namespace
@@ -52,20 +55,21 @@ Summary summarize(const ScoredModel& model, const EvaluationSetting& setting,
 }
 
 std::string evaluation_table(const EvaluationSetting& setting, const std::vector<ScoredModel>& models) {
-  std::string text = fmt::format("{:<12} {:<24} {:>6} {:>8} {:>8} {:>8} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10}\n",
-                                 "model", "pairs of", "number", "accuracy", "implicit", "explicit", "likelihood",
+  std::size_t width = 12;
+  for (const ScoredModel& model : models) width = std::max(width, shown_name(model).size());
+  std::string text = fmt::format("{:<{}} {:<24} {:>6} {:>8} {:>8} {:>8} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10}\n",
+                                 "model", width, "pairs of", "number", "accuracy", "implicit", "explicit", "likelihood",
                                  "margin", "implicit", "explicit", "logp cho.", "logp rej.");
   for (const ScoredModel& model : models) {
-    const std::string name = model.name + (model.flipped ? "*" : "");
     for (std::uint32_t file = 0; file < setting.pairs.files.size(); ++file)
-      text += table_line(name, setting.pairs.files[file].domain, model,
+      text += table_line(width, setting.pairs.files[file].domain, model,
                          summarize(model, setting, [=](PairId id) { return id.file == file; }));
     if (models.size() > 2 || &model == &models.front()) continue;
     const std::vector<std::string>& labels = setting.pairs.label_names;
     for (std::size_t l = 0; l < labels.size(); ++l) {
       const Summary summary =
           summarize(model, setting, [&](PairId id) { return std::cmp_equal(setting.pairs.label(id), l); });
-      if (summary.num_pairs > 0) text += table_line(name, "  " + labels[l], model, summary);
+      if (summary.num_pairs > 0) text += table_line(width, "  " + labels[l], model, summary);
     }
   }
   for (const ScoredModel& model : models) {

@@ -12,7 +12,7 @@ namespace fedpdpo {
 
 /// A model with the scores of every pair, in the order of EvaluationSetting::list.
 struct ScoredModel {
-  std::string name;          ///< "base", "client 3", "shared 0", "adapter"
+  std::string name;          ///< "base", "merged client 3", "client 3", "shared 0", "adapter"
   int client = -1;           ///< -1: not a client's
   bool flipped = false;      ///< its preferences were swapped in its run
   bool has_rewards = false;  ///< it has a reward head

@@ -1,13 +1,17 @@
 // fedpdpo inspect: what a file or folder of ours or HuggingFace's holds, in a few lines.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
+#include <cstdio>
 
 #include "commands.hpp"
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/core/log.hpp"
 #include "fedpdpo/io/hdf5.hpp"
-#include "fedpdpo/io/json.hpp"
+#include "fedpdpo/model/peft_adapter.hpp"
+#include "fedpdpo/model/private_modules.hpp"
+#include "inspect_saved.hpp"
 
 namespace fedpdpo {
 namespace {
@@ -84,28 +88,39 @@ void inspect_evaluation(const std::filesystem::path& path, const Hdf5Reader& fil
       fmt::print("  {} on {}: accuracy {:.4f}\n", names[m], domains[f], accuracy[m * domains.size() + f]);
 }
 
-/// A list that has a line an item.
-std::string in_one_line(std::string text) {
-  for (std::size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, ", ");
-  return text;
-}
-
-void inspect_checkpoint(const std::filesystem::path& path) {
-  const nlohmann::json manifest = read_json(path / "manifest.json");
-  fmt::print("{}: checkpoint\n", path.string());
-  for (const auto& [name, value] : manifest.at("facts").items())
-    fmt::print("  {} = {}\n", name, in_one_line(value.is_string() ? value.get<std::string>() : value.dump()));
-  for (const auto& file : manifest.at("files"))
-    fmt::print("  {:>12}  {}\n", bytes_text(file.at("size").get<double>()), file.at("name").get<std::string>());
-}
-
-void inspect(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) throw InputError(path.string(), "", "a file or folder", "nothing of that name");
-  if (std::filesystem::is_directory(path)) {
-    if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
-    if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
-    throw InputError(path.string(), "", "a model folder (config.json) or a checkpoint (manifest.json)", "neither");
+/// Folders that `export --client all` fills, one a model.
+std::vector<std::filesystem::path> exported_folders(const std::filesystem::path& path) {
+  std::vector<std::filesystem::path> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_a_models = name.starts_with("client-") || name.starts_with("group-");
+    if (is_a_models && std::filesystem::exists(entry.path() / modules_config_name)) folders.push_back(entry.path());
   }
+  std::ranges::sort(folders);
+  return folders;
+}
+
+void inspect_folder(const Communicator& alone, const std::filesystem::path& path) {
+  if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
+  if (std::filesystem::exists(path / "config.json")) {
+    inspect_model(path);
+    return inspect_origin(path);
+  }
+  if (std::filesystem::exists(path / adapter_config_name)) return inspect_adapter(path);
+  if (holds_checkpoints(path)) return inspect_checkpoints(alone, path);
+  const std::vector<std::filesystem::path> exported = exported_folders(path);
+  if (exported.empty())
+    throw InputError(path.string(), "",
+                     "a model folder (config.json), a checkpoint (manifest.json), a folder of checkpoints or an "
+                     "adapter (adapter_config.json)",
+                     "none of them");
+  fmt::print("{}: folder of {} exported model{}\n", path.string(), exported.size(), exported.size() == 1 ? "" : "s");
+  for (const std::filesystem::path& folder : exported) inspect_folder(alone, folder);
+}
+
+void inspect(const Communicator& alone, const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) throw InputError(path.string(), "", "a file or folder", "nothing of that name");
+  if (std::filesystem::is_directory(path)) return inspect_folder(alone, path);
   require_sound_hdf5(path, [&] {
     const Hdf5Reader tasted(path);
     if (tasted.attribute<std::string>("/", "format") == "fedpdpo-pairs") read_pair_file(path);
@@ -121,9 +136,21 @@ void inspect(const std::filesystem::path& path) {
 }  // namespace
 
 int inspect_command(const Communicator& world, const CommandLine& line) {
-  if (world.rank() != 0) return 0;
-  for (const std::string& path : line.inspect_paths) inspect(path);
-  return 0;
+  const std::optional<Communicator> alone = world.split(world.rank() == 0 ? std::optional(0) : std::nullopt);
+  std::int64_t code = 0;
+  if (alone) {
+    for (const std::string& path : line.inspect_paths) {
+      try {
+        inspect(*alone, path);
+      } catch (const InputError& error) {
+        std::fflush(stdout);
+        log_error(error.what());
+        code = 2;
+      }
+    }
+  }
+  world.max(std::span(&code, 1));
+  return static_cast<int>(code);
 }
 
 }  // namespace fedpdpo

@@ -110,6 +110,83 @@ def test_inspect_describes_what_it_is_given(space: Workspace) -> None:
     assert "option.lr-shared = 0.01" in text and "group-00000.safetensors" in text
 
 
+def test_inspect_of_checkpoints(space: Workspace) -> None:
+    space.run("kept", checkpoint_every=1, rounds=4)
+    folder = space.folder / "kept.ckpt"
+    older, newer = checkpoints(folder)
+    text = space.call("inspect", folder).out
+    assert f"{folder}: folder of 2 checkpoints\n" in text
+    assert f"  {older.name}  after round 3 of 4, whole\n" in text
+    assert f"  {newer.name}  after round 4 of 4, whole: the newest\n" in text
+    assert f"\n{newer}: checkpoint after round 4 of 4\n" in text and str(older) not in text
+    torn = next(newer.glob("client-*"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    text = space.call("inspect", folder, ranks=2).out
+    assert f"  {older.name}  after round 3 of 4, whole: the newest\n" in text
+    assert re.search(f"  {newer.name}  not whole: .*{torn.name}: expected [0-9]+ bytes", text)
+    assert f"\n{older}: checkpoint after round 3 of 4\n" in text
+    (older / "manifest.json").write_text("{")
+    outcome = space.call("inspect", folder)
+    assert outcome.code == 2 and "expected a whole checkpoint, found none" in outcome.error_lines[0]
+    assert outcome.out.count("not whole") == 2
+    # Stopped in a round.
+    facts = manifest(newer)["facts"]
+    for stage, words in (("before-exchange", "before"), ("after-exchange", "after")):
+        path = newer / "manifest.json"
+        path.write_text(json.dumps(manifest(newer) | {"facts": facts | {"moment": "within-round", "stage": stage}}))
+        assert f"{newer}: checkpoint in round 5 of 4, {words} its exchange" in space.call("inspect", newer).out
+    for damage in ("[]", '{"facts": {}, "round": 1}', '{"facts": {}, "files": [], "round": "x"}',
+                   '{"facts": {}, "files": [{"size": 3}], "round": 1}'):
+        (newer / "manifest.json").write_text(damage)
+        outcome = space.call("inspect", newer)
+        assert outcome.code == 2 and str(newer / "manifest.json") in outcome.error_lines[0]
+
+
+def test_inspect_of_exported_models(space: Workspace) -> None:
+    options = {"clients": 3, "min_train": 2, "rounds": 2, "checkpoint_every": 2, "lora_rank": 4, "lora_alpha": 6}
+    space.run("lowrank", method="fedpdpo", bottleneck=3, bottleneck_kind="gated", reward_pool="mean", head="lowrank",
+              head_rank=5, lora_targets="q_proj,down_proj", flip_clients=0.4, **options)
+    space.run("full", method="fedper", **options)
+    for name, *more in (("lowrank", "all"), ("full", "1"), ("full", "1", "--merge")):
+        folder = space.folder / f"{name}{'-'.join(more)}"
+        outcome = space.call("export", "--checkpoint", space.folder / f"{name}.ckpt", "--client", more[0], "--out",
+                             folder, *more[1:])
+        assert outcome.code == 0, outcome.err
+    base = f"base {LLAMA}, content sha256 "
+    whole = space.folder / "lowrankall"
+    text = space.call("inspect", whole).out
+    flipped = read(space.folder / "lowrank.h5", "partition/flipped")
+    assert f"{whole}: folder of 3 exported models\n" in text
+    for client, part in enumerate(re.split(r"\n(?=\S)", text)[1:]):
+        size = lora_size([LLAMA_LINEARS[0], LLAMA_LINEARS[6]], 4)
+        assert part.startswith(f"{whole}/client-{client:05}: adapter in PEFT's layout, LORA\n")
+        assert f"  LoRA of rank 4, alpha 6, on down_proj, q_proj (4 modules), {size / 1e6:.3f} M parameters\n" in part
+        assert "  head: LoRA of rank 5 on lm_head" in part and base in part
+        assert "  bottleneck gated of width 3; reward head on the response's mean\n" in part
+        assert f"  client {client} (client{client:03})" in part and ("swapped" in part) == bool(flipped[client])
+        assert "  run of fedpdpo, 3 clients, after round 2 of 2, seed 1; loss dpo" in part
+    text = space.call("inspect", space.folder / "full1").out
+    assert f"  head: its own, {96 * 32 / 1e6:.3f} M parameters\n" in text and "bottleneck none; reward head none" in text
+    assert "on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj (14 modules)" in text
+    text = space.call("inspect", space.folder / "full1---merge").out
+    assert "model, family llama" in text and "  client 1 (client001), merged into its base\n" in text and base in text
+    (space.folder / "full1" / "fedpdpo_modules.json").unlink()
+    text = space.call("inspect", space.folder / "full1").out
+    assert f"  base {LLAMA}\n" in text and "client" not in text
+    (space.folder / "full1" / "adapter_config.json").write_text('{"r": 4}')
+    outcome = space.call("inspect", space.folder / "full1")
+    assert outcome.code == 2 and "peft_type: expected a string" in outcome.error_lines[0]
+
+
+def test_inspect_goes_on_after_what_it_cannot_read(space: Workspace) -> None:
+    first, second = space.folder / "nowhere", space.folder / "nothing"
+    for ranks in (0, 2):
+        outcome = space.call("inspect", first, LLAMA, second, space.pairs, ranks=ranks)
+        assert outcome.code == 2 and [str(path) in line for path, line in zip((first, second), outcome.error_lines,
+                                                                            strict=True)] == [True, True]
+        assert "family llama" in outcome.out and "90 pairs" in outcome.out
+
+
 def test_manifests_hold_the_hashes_of_their_files(space: Workspace) -> None:
     space.run("hashed", checkpoint_every=2, method="fedpdpo")
     for folder in checkpoints(space.folder / "hashed.ckpt"):

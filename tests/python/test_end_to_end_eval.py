@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,59 @@ def test_a_merged_model_scores_as_the_checkpoint(space: Workspace, case: str, mo
         assert config == json.loads((MODELS[model] / "config.json").read_text())
     found = evaluate(space, name, "--checkpoint", folder_of(run), "--client", 1)
     again = evaluate(space, name + "-again", "--model", folder, "--reference", MODELS[model])
-    assert again["models"] == ["base"]
+    assert again["models"] == ["merged client 1"] and again["models/client"].tolist() == [1]
     np.testing.assert_array_equal(again["pairs/reference_chosen"], found["pairs/reference_chosen"])
-    assert_close_scores(scores_of(again, "base"), scores_of(found, "client 1"))
+    assert_close_scores(scores_of(again, "merged client 1"), scores_of(found, "client 1"))
+
+
+def test_a_merged_model_is_held_against_its_own_base(space: Workspace, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(LLAMA, base)
+    run = finished_run(space, "own-base", method="fedpdpo", flip_clients=0.4, model=base)
+    folder = export(space, run, "all", run.with_suffix(".whole"), "--merge") / "client-00001"
+    found = evaluate(space, "own-base", "--checkpoint", folder_of(run))
+    name = "merged client 1"
+    for ranks in (0, 2):
+        again = evaluate(space, "own-base-again", "--model", folder, ranks=ranks)
+        assert again["models"] == [name]
+        assert again["models/flipped"].tolist() == [found["models/flipped"][2]]
+        np.testing.assert_array_equal(again["pairs/reference_chosen"], found["pairs/reference_chosen"])
+        assert_close_scores(scores_of(again, name), scores_of(found, "client 1"))
+    outcome = space.call("eval", "--data", space.pairs, "--model", folder)
+    assert f"margins are against {base}" in outcome.err and name in outcome.out
+    # Shared models are told by their group.
+    shared = finished_run(space, "own-base-shared", method="fedavg", model=base)
+    whole = export(space, shared, "shared", shared.with_suffix(".whole"), "--merge")
+    assert evaluate(space, "own-base-shared", "--model", whole)["models"] == ["merged shared 0"]
+    # Another model began from it: it is that one's reference.
+    below = finished_run(space, "below", method="fedavg", model=whole)
+    ours = evaluate(space, "below", "--checkpoint", folder_of(below))
+    adapter = export(space, below, 0, below.with_suffix(".adapter"))
+    theirs = evaluate(space, "below-again", "--model", whole, "--adapter", adapter)
+    assert theirs["models"] == ["merged shared 0", "adapter"]
+    np.testing.assert_array_equal(theirs["pairs/reference_chosen"], ours["pairs/reference_chosen"])
+
+    def refused(*expected: str) -> None:
+        outcome = space.call("eval", "--data", space.pairs, "--model", folder)
+        (line,) = outcome.error_lines
+        assert outcome.code == 2 and "--reference" in line
+        for text in (str(folder / "fedpdpo_modules.json"), *expected):
+            assert text in line
+
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config + "\n")
+    noted = json.loads((folder / "fedpdpo_modules.json").read_text())
+    refused("base.sha256", noted["base"]["sha256"], str(base))
+    (base / "config.json").write_text(config)
+    base.rename(tmp_path / "elsewhere")
+    refused("base.path", str(base))
+    moved = evaluate(space, "moved-base", "--model", folder, "--reference", tmp_path / "elsewhere")
+    assert_close_scores(scores_of(moved, name), scores_of(found, "client 1"))
+    (folder / "fedpdpo_modules.json").write_text(json.dumps(noted | {"base": {}}))
+    refused("no path and sha256")
+    (folder / "fedpdpo_modules.json").write_text(json.dumps(noted | {"base": {"path": 3}}))
+    outcome = space.call("eval", "--data", space.pairs, "--model", folder)
+    assert outcome.code == 2 and "path: expected a string, found 3" in outcome.error_lines[0]
 
 
 @pytest.mark.parametrize("model", OTHER_FAMILIES)
@@ -106,7 +157,7 @@ def test_other_families(space: Workspace, model: str) -> None:
     assert_same_scores(scores_of(again, "adapter"), scores_of(found, "client 1"))
     whole = export(space, run, 1, run.with_suffix(".whole"), "--merge")
     merged = evaluate(space, "whole", "--model", whole, "--reference", base)
-    assert_close_scores(scores_of(merged, "base"), scores_of(found, "client 1"))
+    assert_close_scores(scores_of(merged, "merged client 1"), scores_of(found, "client 1"))
 
 
 def test_shared_models(space: Workspace) -> None:
