@@ -68,6 +68,29 @@ Backbone load_backbone(const Communicator& world, Backend& backend, const ModelF
 /// Work of a client in a round, in packed rows weighted by passes: what placement balances.
 std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method);
 
+/// Pairs, and their packed rows, that go through a model for an evaluation, each as often as it does.
+struct EvaluatedPairs {
+  double pairs = 0, rows = 0;
+  EvaluatedPairs& operator+=(const EvaluatedPairs& other) {
+    pairs += other.pairs;
+    rows += other.rows;
+    return *this;
+  }
+};
+struct ClientEvaluations {
+  EvaluatedPairs start, rounds, end;  ///< before the first round; in all rounds; after the last one
+};
+/// Work of a run that nothing interrupts, as planned_evaluations() of fed counts it.
+struct RunWork {
+  int evaluated_rounds = 0;      ///< beside the start
+  int points = 2;                ///< evaluations in each of them
+  std::vector<double> training;  ///< by client, of a round: client_costs() without evaluation and new clients
+  std::vector<ClientEvaluations> evaluations;  ///< by client
+};
+/// `shared_size` is the layout's.
+RunWork run_work(const RunInput& input, const RunOptions& options, const FederatedMethod& method,
+                 std::size_t shared_size);
+
 /// Useful floating-point operations (multiplications and additions) of packed rows and targets.
 struct Operations {
   double forward = 0, backward = 0;

@@ -9,6 +9,7 @@
 #include "fedpdpo/app/device.hpp"
 #include "fedpdpo/core/error.hpp"
 #include "fedpdpo/core/log.hpp"
+#include "fedpdpo/fed/evaluation_schedule.hpp"
 #include "fedpdpo/io/child.hpp"
 #include "fedpdpo/io/file.hpp"
 #include "fedpdpo/model/private_modules.hpp"
@@ -102,29 +103,76 @@ Backbone load_backbone(const Communicator& world, Backend& backend, const ModelF
   return backbone;
 }
 
-std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method) {
+namespace {
+
+/// By client and split.
+std::vector<std::array<double, 3>> packed_rows_of(const RunInput& input, const RunOptions& options) {
   const PackingOptions packing{options.adapter.reward_head, true};
-  const std::vector<Split> splits = parse_splits(options.eval_splits);
-  const int points = method.shared_groups().empty() && options.refit == 0 ? 1 : 2;
+  std::vector<std::array<double, 3>> rows;
+  for (const ClientShare& client : input.partition.clients) {
+    auto& of_client = rows.emplace_back();
+    for (std::size_t s = 0; s < of_client.size(); ++s)
+      for (PairId id : client.pairs[s]) of_client[s] += packed_rows(input.pairs.files[id.file], id.index, packing);
+  }
+  return rows;
+}
+
+/// By client, of a round, from the rows of all pairs.
+std::vector<double> training_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method,
+                                   std::span<const std::array<double, 3>> rows) {
+  constexpr auto train = static_cast<std::size_t>(Split::train);
+  const bool pooled = method.data_scope() == DataScope::pooled;
   std::vector<double> costs;
   double pool_rows = 0, pool_pairs = 0;
-  for (const ClientShare& client : input.partition.clients) {
-    std::array<double, 3> rows{};
-    for (std::size_t s = 0; s < rows.size(); ++s)
-      for (PairId id : client.pairs[s]) rows[s] += packed_rows(input.pairs.files[id.file], id.index, packing);
-    const auto train_pairs = static_cast<double>(client.pairs[0].size());
-    pool_rows += rows[0];
+  for (std::size_t c = 0; c < rows.size(); ++c) {
+    const auto train_pairs = static_cast<double>(input.partition.clients[c].pairs[train].size());
+    pool_rows += rows[c][train];
     pool_pairs += train_pairs;
     // A train row costs a forward and a backward pass of about the same size; a personal LoRA is trained as long again.
     const int steps = options.steps * (options.adapter.personal_lora == PersonalLora::none ? 1 : 2) + options.refit;
-    double cost = train_pairs > 0 ? 2.0 * steps * options.batch * rows[0] / train_pairs : 0;
-    if (method.data_scope() == DataScope::pooled) cost = 0;
-    for (Split split : splits) cost += points * rows[static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
-    costs.push_back(cost);
+    costs.push_back(train_pairs > 0 && !pooled ? 2.0 * steps * options.batch * rows[c][train] / train_pairs : 0);
   }
-  if (method.data_scope() == DataScope::pooled && pool_pairs > 0)
+  if (pooled && pool_pairs > 0)
     costs[0] += 2.0 * options.steps * options.batch * static_cast<double>(costs.size()) * pool_rows / pool_pairs;
   return costs;
+}
+
+}  // namespace
+
+std::vector<double> client_costs(const RunInput& input, const RunOptions& options, const FederatedMethod& method) {
+  const std::vector<std::array<double, 3>> rows = packed_rows_of(input, options);
+  const int points = is_evaluated_once(options, method, method.shared_groups().size()) ? 1 : 2;
+  std::vector<double> costs = training_costs(input, options, method, rows);
+  for (std::size_t c = 0; c < costs.size(); ++c)
+    for (const Split split : parse_splits(options.eval_splits))
+      costs[c] += points * rows[c][static_cast<std::size_t>(split)] / std::max(1, options.eval_every);
+  return costs;
+}
+
+RunWork run_work(const RunInput& input, const RunOptions& options, const FederatedMethod& method,
+                 std::size_t shared_size) {
+  const std::vector<std::array<double, 3>> rows = packed_rows_of(input, options);
+  const PlannedEvaluations planned = planned_evaluations(options, method, shared_size, input.partition);
+  const std::vector<ClientShare>& clients = input.partition.clients;
+  RunWork work{planned.rounds, planned.points, training_costs(input, options, method, rows), {}};
+  const auto evaluated = [&](std::size_t client, std::size_t split, std::int64_t times) {
+    const auto passes = static_cast<double>(times);
+    return EvaluatedPairs{passes * static_cast<double>(clients[client].pairs[split].size()),
+                          passes * rows[client][split]};
+  };
+  EvaluatedPairs tests;
+  for (std::size_t c = 0; c < clients.size(); ++c) tests += evaluated(c, static_cast<std::size_t>(Split::test), 1);
+  for (std::size_t c = 0; c < clients.size(); ++c) {
+    if (clients[c].is_new) work.training[c] = 0;
+    ClientEvaluations& client = work.evaluations.emplace_back();
+    for (std::size_t s = 0; s < rows[c].size(); ++s) {
+      client.start += evaluated(c, s, planned.own[c][s].start);
+      client.rounds += evaluated(c, s, planned.own[c][s].rounds);
+      client.end += evaluated(c, s, planned.own[c][s].end);
+    }
+    if (planned.crosses[c]) client.end += tests;
+  }
+  return work;
 }
 
 Operations count_operations(const ModelConfig& config, const ParameterLayout& layout, double rows, double targets,

@@ -82,6 +82,52 @@ void print_cohort(const CohortFacts& facts, const CohortChoice& choice) {
                bytes(facts.state_bytes * static_cast<std::size_t>(facts.num_clients)));
 }
 
+/// The largest sum over a rank's clients.
+template <class OfClient>
+double of_slowest_rank(const Placement& placement, int num_ranks, const OfClient& of_client) {
+  double most = 0;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    double sum = 0;
+    for (const int client : placement.clients_of(rank)) sum += of_client(static_cast<std::size_t>(client));
+    most = std::max(most, sum);
+  }
+  return most;
+}
+
+/// Seconds at a rate of products: training goes forward and backward, evaluation forward only. All ranks wait for the
+/// slowest one.
+void print_time(const RunWork& work, const RunOptions& o, const Placement& placement, int num_ranks,
+                const TypicalPair& pair, const Operations& per_pair, double rate) {
+  const double train_row = per_pair.total() / 2 / pair.rows / rate, row = per_pair.forward / pair.rows / rate;
+  const auto& evaluations = work.evaluations;
+  const auto rows = [&](EvaluatedPairs ClientEvaluations::*part) {
+    return of_slowest_rank(placement, num_ranks, [&](std::size_t client) { return (evaluations[client].*part).rows; });
+  };
+  EvaluatedPairs start, rounds, end;
+  for (const ClientEvaluations& client : evaluations) {
+    start += client.start;
+    rounds += client.rounds;
+    end += client.end;
+  }
+  const double training =
+      train_row * of_slowest_rank(placement, num_ranks, [&](std::size_t client) { return work.training[client]; });
+  const double in_rounds = row * rows(&ClientEvaluations::rounds);
+  const double evaluation = in_rounds + row * (rows(&ClientEvaluations::start) + rows(&ClientEvaluations::end));
+  fmt::print(
+      "time          about {:.1f} s a round of training at the {:.0f} GFLOP/s measured now on a rank, {:.0f} s in "
+      "all\n",
+      training, rate / 1e9, training * o.rounds);
+  fmt::print(
+      "evaluation    {:.0f} pairs at the start, {:.0f} in {} round{} ({}), {:.0f} after the last: {:.0f} in all\n",
+      start.pairs, rounds.pairs, work.evaluated_rounds, work.evaluated_rounds == 1 ? "" : "s",
+      work.points == 1 ? "each once" : "each before and after averaging", end.pairs,
+      start.pairs + rounds.pairs + end.pairs);
+  fmt::print("              about {:.1f} s in each of these rounds, {:.0f} s in all\n",
+             in_rounds / std::max(1, work.evaluated_rounds), evaluation);
+  fmt::print("both          about {:.0f} s at that rate, without the reference pass\n",
+             training * o.rounds + evaluation);
+}
+
 }  // namespace
 
 int plan_command(const Communicator& world, const CommandLine& line) {
@@ -107,8 +153,6 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   const CohortFacts facts =
       cohort_facts({*backend, policy, layout, config, *method, o, input.pairs, input.partition}, fullest, sharing);
   const CohortChoice choice = choose_cohort(CohortRequest::of(o), facts);
-  const double slowest = *std::max_element(placement.rank_cost.begin(), placement.rank_cost.end());
-  const double seconds = slowest / pair.rows * (per_pair.total() / 2) / rate;
   fmt::print("{}: {} clients, {} rounds of {} steps of {} pairs, on {} rank{}\n", o.method,
              input.partition.clients.size(), o.rounds, o.steps, o.batch, world.size(), world.size() == 1 ? "" : "s");
   fmt::print("model         {} ({} layers, d {}, vocabulary {}), {:.1f} M frozen parameters, {} a node as {}\n",
@@ -124,10 +168,7 @@ int plan_command(const Communicator& world, const CommandLine& line) {
   fmt::print("exchange      {} up and {} down per participant in the first round\n", bytes_text(up), bytes_text(down));
   fmt::print("a pair        {:.0f} packed rows, {:.0f} targets (median), {:.2f} GFLOP forward and backward\n",
              pair.rows, pair.targets, per_pair.total() / 1e9);
-  fmt::print(
-      "time          about {:.1f} s a round at the {:.0f} GFLOP/s measured now on a rank, {:.0f} s in all, "
-      "without the reference pass\n",
-      seconds, rate / 1e9, seconds * o.rounds);
+  print_time(run_work(input, o, *method, layout.shared_size()), o, placement, world.size(), pair, per_pair, rate);
   fmt::print("balance       imbalance {:.3f} (slowest rank over the mean)\n", placement.imbalance());
   for (int rank = 0; rank < world.size(); ++rank) {
     std::string names;

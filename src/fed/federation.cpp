@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/evaluation_schedule.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
 #include "phase_timer.hpp"
 
@@ -80,10 +81,7 @@ std::vector<ClientPair> Federation::pooled_pairs() const {
   return pool;
 }
 
-bool Federation::is_evaluated(int round) const {
-  const RunOptions& o = in_.options;
-  return round == 0 || round == o.rounds || (o.eval_every > 0 && round % o.eval_every == 0);
-}
+bool Federation::is_evaluated(int round) const { return is_evaluated_round(in_.options, round); }
 
 std::vector<Group> Federation::private_groups() const {
   std::vector<Group> groups;

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "fedpdpo/core/error.hpp"
+#include "fedpdpo/fed/evaluation_schedule.hpp"
 #include "fedpdpo/fed/federation.hpp"
 #include "fedpdpo/fed/stop_signal.hpp"
 #include "keyed_rows.hpp"
@@ -70,10 +71,7 @@ Evaluation Federation::evaluate_on(const HostedClient& client, std::span<const C
 bool Federation::evaluate_all(Point point) {
   if (!is_evaluated(round_)) return true;
   PhaseTimer timer(seconds_["evaluate"]);
-  const bool pooled = in_.method.data_scope() == DataScope::pooled;
-  // Without an exchange (and without refit) the model is the same at both points; the pooled model is everybody's only
-  // after it.
-  const bool same = round_ == 0 || pooled || (layout_.shared_size() == 0 && in_.options.refit == 0);
+  const bool same = round_ == 0 || is_evaluated_once(in_.options, in_.method, layout_.shared_size());
   if (same && point == Point::before) return true;
   const auto evaluate_own = [&](std::span<HostedClient* const> cohort) {
     for (Split split : splits_) {

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -71,6 +72,68 @@ def test_plan_balances_ranks(space: Workspace) -> None:
     assert environment["client_ranks"].split() == [of_rank[client] for client in range(4)]
     assert environment["num_ranks"] == "3"
     assert float(environment["placement_imbalance"]) == pytest.approx(max(shares) / (sum(shares) / 3), abs=0.01)
+
+
+def evaluated_pairs(path: Path, splits: list[str]) -> tuple[int, int, int]:
+    """Pairs that a run's figures are of: at the start, in the rounds, after the last. Points that are equal in every
+    figure are one evaluation."""
+    start = in_rounds = 0
+    with h5py.File(path) as file:
+        for split in splits:
+            sizes = np.diff(file[f"partition/{split}/offsets"][...])
+            points = {point: np.stack([values[...] for values in file[f"clients/{split}/{point}"].values()])
+                      for point in ("before", "after")}
+            done = ~np.isnan(points["after"]).all(axis=0)
+            apart = np.any((points["before"] != points["after"]) & ~np.isnan(points["after"]), axis=0)
+            pairs = done * sizes + apart * sizes
+            start += int(pairs[0].sum())
+            in_rounds += int(pairs[1:].sum())
+        tests = np.diff(file["partition/test/offsets"][...])
+        end = 0
+        if "final/cross" in file:
+            end += int((~np.isnan(file["final/cross/accuracy"][...]) * tests).sum())
+        if "final/new_clients" in file:
+            end += sum(2 * int(tests[client]) for client in file["final/new_clients/client"][...])
+    return start, in_rounds, end
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("fedpdpo", {"method": "fedpdpo", "bottleneck": 4}),
+    ("every", {"method": "fedavg", "rounds": 5, "eval_every": 2, "eval_splits": "train,test"}),
+    ("local", {"method": "local", "eval_splits": "validation"}),
+    ("refit", {"method": "local", "refit": 1}),
+    ("pooled", {"method": "centralized"}),
+    ("end", {"method": "fedavg", "clients": 5, "new_clients": 2, "cross_eval": True}),
+    ("start", {"method": "fedavg", "rounds": 0})])
+def test_plan_and_run_agree_on_evaluated_pairs(space: Workspace, name: str, options: dict[str, Any]) -> None:
+    options = {"min_train": 2, "alpha": 1, "rounds": 3, "steps": 2, "lr_shared": 0.05} | options
+    outcome = space.call(*space.arguments("plan", **options), ranks=2)
+    assert outcome.code == 0, outcome.err
+    found = re.search(r"evaluation +(\d+) pairs at the start, (\d+) in (\d+) rounds? \((.*)\), (\d+) after the last: "
+                      r"(\d+) in all\n +about ([\d.]+) s in each of these rounds, (\d+) s in all\n", outcome.out)
+    assert found, outcome.out
+    start, in_rounds, end = evaluated_pairs(space.run(f"evaluated-{name}", **options),
+                                            options.get("eval_splits", "validation,test").split(","))
+    assert [int(found.group(i)) for i in (1, 2, 5, 6)] == [start, in_rounds, end, start + in_rounds + end]
+    assert start > 0 and (in_rounds > 0) == (options.get("rounds") != 0) and (end > 0) == (name == "end")
+    assert int(found.group(3)) == (0 if name == "start" else 3)
+    assert ("averaging" in found.group(4)) == (name not in ("local", "pooled"))
+
+
+def test_plan_tells_time_of_evaluation(space: Workspace) -> None:
+    """Forward only, at the rate that training is told at: a share of it that the counted pairs make."""
+    data = write_pairs(space.folder / "large.h5", random_pairs(40000, seed=3))
+    options = {"data": data, "clients": 2, "rounds": 10, "steps": 400, "batch": 20, "alpha": 100, "method": "fedavg"}
+    outcome = space.call(*space.arguments("plan", **options))
+    assert outcome.code == 0, outcome.err
+    training, whole_training = (number(pattern, outcome.out) for pattern in (
+        r"time +about ([\d.]+) s a round", r"on a rank, (\d+) s in all"))
+    evaluation, whole = (number(pattern, outcome.out) for pattern in (
+        r"about ([\d.]+) s in each of these rounds", r"both +about (\d+) s"))
+    # 16000 pairs forward and backward, 16000 evaluated twice forward only.
+    assert whole_training == pytest.approx(10 * training, abs=1.1) and training > 0
+    assert 0.5 * training < evaluation < 1.1 * training
+    assert whole == pytest.approx(10 * training + 10.5 * evaluation, abs=2)
 
 
 def test_partition_prints_what_a_run_records(space: Workspace) -> None:
