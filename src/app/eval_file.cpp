@@ -87,9 +87,9 @@ void write_scores(Hdf5Writer& writer, const EvaluationSetting& setting, const st
   write("logp_chosen", "nat", "log-probability of the chosen response, summed over its tokens, by model and pair",
         field(&PairScores::log_prob_chosen));
   write("logp_rejected", "nat", "the same of the rejected response", field(&PairScores::log_prob_rejected));
-  write("reward_chosen", "1", "the reward head's output for the chosen response; 0 without one",
+  write("reward_chosen", "nat", "the reward head's output for the chosen response; 0 without one",
         field(&PairScores::reward_chosen));
-  write("reward_rejected", "1", "the same for the rejected response", field(&PairScores::reward_rejected));
+  write("reward_rejected", "nat", "the same for the rejected response", field(&PairScores::reward_rejected));
   write("margin", "nat", "margin of chosen over rejected: implicit + lambda * explicit", margin(&Evaluation::margin));
   write("margin_implicit", "nat", "implicit margin: beta * difference of the log-ratios of policy and reference",
         margin(&Evaluation::margin_implicit));

@@ -105,6 +105,22 @@ def test_final_margins_are_sums_of_their_parts(learnt: dict[str, Path]) -> None:
     assert np.abs(explicit).max() > 1e-3 and np.abs(implicit).max() > 1e-3
 
 
+def test_a_quantity_has_one_unit(learnt: dict[str, Path]) -> None:
+    """Margins of pairs and their means; so of whatever else has one name in several places."""
+    for path in learnt.values():
+        units: dict[str, set[str]] = {}
+
+        def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset) and name.startswith(("rounds/", "clients/", "final/test/")):
+                units.setdefault(name.split("/")[-1], set()).add(item.attrs["units"])
+
+        with h5py.File(path) as file:
+            file.visititems(add)
+        for name in ("margin", "margin_implicit", "margin_explicit"):
+            assert units[name] == {"nat"}
+        assert {name: found for name, found in units.items() if len(found) > 1} == {}
+
+
 def test_every_dataset_has_units_and_a_description(learnt: dict[str, Path]) -> None:
     bare: list[str] = []
     with h5py.File(learnt["fedpdpo"]) as file:
