@@ -20,6 +20,19 @@ std::array<int, 3> parse_tokens(const std::string& text) {
   return lengths;  // the command line has checked it
 }
 
+/// InputError, naming --tokens, where the model cannot read a prompt with a response.
+void require_fitting(std::array<int, 3> lengths, const ModelConfig& config, const std::string& text) {
+  const std::int64_t longest = std::int64_t{lengths[0]} + std::max(lengths[1], lengths[2]);
+  const auto found = fmt::format("{}, {} with the longer response", text, longest);
+  if (longest > config.table_positions())
+    throw InputError("", "--tokens", fmt::format("at most the model's {} positions", config.table_positions()), found);
+  if (!config.attends_in_full(longest))
+    throw InputError("", "--tokens",
+                     fmt::format("at most the {} tokens of the model's sliding_window, which is not applied here",
+                                 config.attention_window),
+                     found);
+}
+
 /// Random pairs of the given lengths.
 PairSet random_pairs(const ModelConfig& config, std::array<int, 3> lengths, int count) {
   PairFile file;
@@ -87,8 +100,10 @@ int bench_command(const Communicator& world, const CommandLine& line) {
   const RunOptions& o = line.run;
   const BenchOptions& bench = line.bench;
   const bool named = o.model.empty();
-  if (!bench.json.empty()) require_writable(bench.json, "--json");
+  const bool prints_json = bench.json == "-";
+  if (!bench.json.empty() && !prints_json) require_writable(bench.json, "--json");
   const ModelConfig config = named ? named_shape(bench.shape) : read_model_config(o.model);
+  require_fitting(parse_tokens(bench.tokens), config, bench.tokens);
   const std::unique_ptr<FederatedMethod> method = find_method(o.method)->make(o);
   const ParameterLayout layout(config, o.adapter, method->shared_groups());
   const auto begin = std::chrono::steady_clock::now();
@@ -121,7 +136,7 @@ int bench_command(const Communicator& world, const CommandLine& line) {
                          pair.num_rows(),
                          pair.num_targets(),
                          setup};
-  fmt::print("{}", bench_heading(facts));
+  if (!prints_json) fmt::print("{}", bench_heading(facts));
   std::fflush(stdout);
 
   const BenchSetting setting{*backend,
@@ -141,10 +156,12 @@ int bench_command(const Communicator& world, const CommandLine& line) {
           results.emplace_back(bench.count ? count_bench_case(setting, clients, per_client, counted)
                                            : run_bench_case(setting, clients, per_client, ceiling, best_rate));
       if (!result.seconds.empty()) best_rate = std::max(best_rate, result.rate());
+      if (prints_json) continue;
       fmt::print("{}{}", bench_line(result), result.profile.empty() ? "" : bench_profile(result));
       std::fflush(stdout);
       if (!bench.json.empty()) write_file_atomically(bench.json, bench_json(facts, results));
     }
+  if (prints_json) fmt::print("{}", bench_json(facts, results));
   const bool none_fits =
       std::all_of(results.begin(), results.end(), [](const BenchResult& r) { return r.does_not_fit; });
   if (none_fits) throw std::runtime_error("bench: no combination fits; the last one " + results.back().left_out);

@@ -47,7 +47,7 @@ const CommandName& require_command(const std::string& word) {
   const std::string bare = name.substr(0, name.find('='));
   throw InputError(fmt::format("--{}: unknown option of `{}`{}", bare,
                                command_names()[static_cast<std::size_t>(command)].name,
-                               suggestion(bare, option_names(command), "--")));
+                               option_suggestion(bare, option_names(command), "--")));
 }
 
 // The arguments as name and values; positional ones have no name. Nothing is guessed from a prefix.
@@ -186,6 +186,7 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   resolve(line, given);
   check_consistency(line, given);
   if (line.command == Command::evaluate) line.saved.overrides = given_overrides(given);
+  if (line.command != Command::evaluate && line.command != Command::export_models) line.warnings = advice(line, given);
   derive(line);
   return line;
 }

@@ -26,6 +26,9 @@ class Checker {
 
   void outputs() const {
     if (run_.out.empty()) return;
+    // A run's config file may name its output.
+    if (line_.command == Command::partition && on_command_line("out"))
+      throw InputError("", "--out", "none: `partition` prints, and writes nothing", run_.out.string());
     const auto place = [](const std::filesystem::path& path) {
       return std::filesystem::weakly_canonical(std::filesystem::absolute(path));
     };
@@ -43,6 +46,12 @@ class Checker {
       throw InputError("", "--participation", fmt::format("at most the {} clients", run_.partition.num_clients),
                        fmt::format("{}", run_.participation));
     }
+    // A cap given over a config file's least number lowers that.
+    const auto [least, most] = std::pair(run_.partition.min_train, run_.partition.max_train);
+    if (most > 0 && most < least && given_.contains("min-train") && given_.contains("max-train") &&
+        on_command_line("min-train") == on_command_line("max-train"))
+      throw given_.find("max-train")
+          ->second.error(fmt::format("at least the {} of --min-train", least), fmt::format("{}", most));
   }
 
   void method() const {
@@ -59,6 +68,12 @@ class Checker {
     only("server-momentum", {"fedavgm", "fedadagrad", "fedyogi", "fedadam"});
     only("server-beta2", {"fedyogi", "fedadam"});
     only("server-tau", {"fedadagrad", "fedyogi", "fedadam"});
+    if (run_.refit > 0 && !refit_trains(run_)) {
+      needs("refit",
+            "a private module (--head, --bottleneck, --reward-head, --personal-lora), which it trains, or --method "
+            "fedavg-ft",
+            "none with --method " + run_.method);
+    }
     const AdapterOptions& adapter = run_.adapter;
     if ((run_.method == "fedper" || run_.method == "fedrep") && adapter.head == HeadKind::frozen) {
       needs("head",
@@ -76,6 +91,8 @@ class Checker {
     const std::string kind(name_of(group_kind_names, run_.groups));
     if (run_.groups != GroupKind::all) refuse(Feature::groups, "--groups " + kind);
     if (run_.groups == GroupKind::agreement) refuse(Feature::found_groups, "--groups agreement");
+    if (run_.groups == GroupKind::domain && run_.data.size() == 1)
+      needs("groups", "several files in --data, one a domain, for domain", "one file");
     if (run_.groups != GroupKind::clusters) needs("cluster-labels", "--groups clusters:K", "--groups " + kind);
     if (run_.groups != GroupKind::agreement) needs("agreement-errors", "--groups agreement", "--groups " + kind);
     for (int label : run_.cluster_labels) {
@@ -83,6 +100,11 @@ class Checker {
         throw InputError("", "--cluster-labels", fmt::format("numbers below the {} of --groups", run_.num_clusters),
                          fmt::format("{}", label));
       }
+    }
+    if (!run_.cluster_labels.empty() &&
+        run_.cluster_labels.size() != static_cast<std::size_t>(run_.partition.num_clients)) {
+      throw InputError("", "--cluster-labels", fmt::format("{} numbers, one a client", run_.partition.num_clients),
+                       fmt::format("{}", run_.cluster_labels.size()));
     }
     const int trained = run_.partition.num_clients - run_.partition.num_new_clients;
     if (finds_groups() && run_.num_clusters > trained) {
@@ -224,6 +246,12 @@ class Checker {
     if (run_.resident > 0 && run_.resident < run_.cohort)
       throw InputError("", "--resident", fmt::format("at least the {} clients of --cohort", run_.cohort),
                        fmt::format("{}", run_.resident));
+    const bool computes = line_.command == Command::run || line_.command == Command::bench;
+    if (!computes || run_.device != "cpu") return;
+    if (run_.aggregation == Aggregation::nccl) needs("aggregation", "a CUDA device for nccl", "--device cpu");
+    // A config file made for GPUs may be used on the CPU.
+    if (run_.graphs == Graphs::always && (on_command_line("graphs") || !on_command_line("device")))
+      needs("graphs", "a CUDA device for on", "--device cpu");
   }
 
   void bench() const {
@@ -238,6 +266,11 @@ class Checker {
     const std::string name(command_names()[static_cast<std::size_t>(line_.command)].name);
     throw InputError("", "--" + option, fmt::format("{} (`{}` needs it)", find_option(option)->placeholder, name),
                      "nothing");
+  }
+
+  bool on_command_line(std::string_view option) const {
+    const auto entry = given_.find(option);
+    return entry != given_.end() && entry->second.place.empty();
   }
 
   bool finds_groups() const {

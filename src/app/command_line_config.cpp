@@ -75,7 +75,7 @@ std::vector<Given> read_config(const std::filesystem::path& path) {
     const OptionSpec* option = find_option(given.name);
     if (option == nullptr || !(accepts(Command::run, *option) || accepts(Command::bench, *option)) ||
         given.name == "config") {
-      throw InputError(fmt::format("{}: unknown option{}", given.label(), suggestion(given.name, known)));
+      throw InputError(fmt::format("{}: unknown option{}", given.label(), option_suggestion(given.name, known)));
     }
     const bool several = option->arity == OptionSpec::Arity::several;
     given.values = words(trimmed(text.substr(equals + 1)), several, given);

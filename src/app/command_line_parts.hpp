@@ -54,11 +54,18 @@ Enum choice(const Given& given, const std::array<NamedValue<Enum>, N>& names) {
   for (const auto& entry : names) words.emplace_back(entry.name);
   return names[position(given, words)].value;
 }
+/// on, yes, true: true; off, no, false: false.
+bool on_or_off(const Given& given);
 /// A comma-separated list without blanks; no item is empty or given twice.
 std::vector<std::string> list(const Given& given);
 
 /// " (did you mean PREFIXcandidate?)", or nothing.
 std::string suggestion(std::string_view word, const std::vector<std::string>& candidates, std::string_view prefix = "");
+/// The same for a word that is no option; other programs' names for options are known.
+std::string option_suggestion(const std::string& word, const std::vector<std::string>& options,
+                              std::string_view prefix = "");
+/// Throws where the name is that of a text file, or of several files separated by commas.
+void require_pair_file_name(const Given& given, const std::filesystem::path& file);
 
 enum class Section { input, saved, federation, modules, loss, optimizer, execution, output, bench };
 
@@ -100,6 +107,10 @@ std::map<std::string, std::string> given_overrides(const GivenByName& given);
 std::string placeholder_of(const OptionSpec& option, Command command);
 /// Throws where options exclude one another, and where `command` misses one that it needs.
 void check_consistency(const CommandLine& line, const GivenByName& given);
+/// What was given and is accepted, but has no effect: a line each.
+std::vector<std::string> advice(const CommandLine& line, const GivenByName& given);
+/// Whether there is anything that steps of --refit would train.
+bool refit_trains(const RunOptions& run);
 
 std::string help_text();
 std::string help_text(Command command);

@@ -54,6 +54,7 @@ void set_clients(Line& line, const Given& given) {
 
 void set_data(Line& line, const Given& given) {
   for (const std::string& value : given.values) {
+    require_pair_file_name(given, value);
     if (std::find(line.run.data.begin(), line.run.data.end(), value) != line.run.data.end()) {
       throw given.error("each file once", value + " twice");
     }
@@ -136,7 +137,7 @@ std::vector<OptionSpec> make_table() {
       {"client", "K|all|shared", "whose model: client K's, every client's, or what all share; clients' models are those that the "
        "run evaluates as `after`: the average that each received with its own modules (eval: [all])", saved, set_client},
       {"merge", "", "export a whole model folder with everything that is linear merged into the weights, instead of an adapter",
-       saved, [](Line& l, const Given& g) { l.saved.merge = choice(g, switch_names); }, Arity::none},
+       saved, [](Line& l, const Given& g) { l.saved.merge = on_or_off(g); }, Arity::none},
       {"adapter", "DIR", "a PEFT folder with LoRA on --model: one that export wrote, or another's", saved,
        [](Line& l, const Given& g) { l.saved.adapter = g.value(); }},
       {"reference", "DIR", "model folder whose log-probabilities margins are held against", saved,
@@ -192,7 +193,7 @@ std::vector<OptionSpec> make_table() {
       {"compress-share", "SHARE", "topk: share of the numbers that are sent", federation,
        [](Line& l, const Given& g) { l.run.compression.topk_share = real(g, positive_share); }},
       {"error-feedback", "on|off", "what compression leaves out is added to the client's next update", federation,
-       [](Line& l, const Given& g) { l.run.compression.error_feedback = choice(g, switch_names); }},
+       [](Line& l, const Given& g) { l.run.compression.error_feedback = on_or_off(g); }},
       {"reduce", "KIND", "sum over ranks: exact (the same bits on any number of ranks) or fast", federation,
        [](Line& l, const Given& g) { l.run.reduce = choice(g, reduction_names); }},
       {"reduce-route", "KIND", "of the sum: flat, or hierarchical (inside every node, then between the nodes)", federation,
@@ -212,7 +213,8 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.run.server_beta2 = real(g, below_one); }},
       {"server-tau", "X", "fedadagrad, fedyogi, fedadam: adaptivity", federation,
        [](Line& l, const Given& g) { l.run.server_tau = real(g, any_positive); }},
-      {"refit", "N", "private-only steps of every client after averaging, before the evaluation", federation,
+      {"refit", "N", "steps of every client after averaging, before the evaluation, that train its private modules alone "
+       "(fedavg-ft: LoRA, too)", federation,
        [](Line& l, const Given& g) { l.run.refit = integer(g, 0); }},
 
       {"lora-rank", "R", "rank of the LoRA adapter, 0: none", modules,
@@ -245,7 +247,7 @@ std::vector<OptionSpec> make_table() {
       {"bottleneck-kind", "KIND", "residual (added to the hidden state) or gated (mixed with it)", modules,
        [](Line& l, const Given& g) { l.run.adapter.bottleneck_kind = choice(g, bottleneck_kind_names); }},
       {"reward-head", "on|off", "private explicit reward head", modules,
-       [](Line& l, const Given& g) { l.run.adapter.reward_head = choice(g, switch_names); }},
+       [](Line& l, const Given& g) { l.run.adapter.reward_head = on_or_off(g); }},
       {"reward-pool", "KIND", "what the reward reads: the last token of a response, or the mean of all", modules,
        [](Line& l, const Given& g) { l.run.adapter.reward_pool = choice(g, reward_pool_names); }},
       {"reward-gradient", "WHERE", "behind the reward head its gradient reaches: all, private modules, none", modules,
@@ -267,9 +269,9 @@ std::vector<OptionSpec> make_table() {
       {"kto-rejected-weight", "X", "kto: weight of the rejected responses' half", loss,
        [](Line& l, const Given& g) { l.run.loss.kto_rejected_weight = real(g, not_negative); }},
       {"reference-free", "on|off", "losses with a reference: take its log-probabilities as 0", loss,
-       [](Line& l, const Given& g) { l.run.loss.reference_free = choice(g, switch_names); }},
+       [](Line& l, const Given& g) { l.run.loss.reference_free = on_or_off(g); }},
       {"length-normalize", "on|off", "dpo, cdpo, robust, hinge: log-ratios per response token", loss,
-       [](Line& l, const Given& g) { l.run.loss.length_normalize = choice(g, switch_names); }},
+       [](Line& l, const Given& g) { l.run.loss.length_normalize = on_or_off(g); }},
 
       {"lr-shared", "X", "learning rate of LoRA", optimizer,
        [](Line& l, const Given& g) { l.run.optimizer.lr_shared = real(g, not_negative); }},
@@ -316,7 +318,7 @@ std::vector<OptionSpec> make_table() {
 
       {"out", "FILE.h5", "file to write (export: folder)", output, [](Line& l, const Given& g) { l.run.out = g.value(); }},
       {"overwrite", "", "replace an existing one", output,
-       [](Line& l, const Given& g) { l.run.overwrite = choice(g, switch_names); }, Arity::none},
+       [](Line& l, const Given& g) { l.run.overwrite = on_or_off(g); }, Arity::none},
       {"eval-every", "N", "rounds from evaluation to evaluation", output,
        [](Line& l, const Given& g) { l.run.eval_every = integer(g, 1); }},
       {"aggregation-error-every", "auto|N", "rounds from one LoRA aggregation error to the next, 0: none; auto: in the rounds that "
@@ -326,7 +328,7 @@ std::vector<OptionSpec> make_table() {
        }},
       {"eval-splits", "LIST", "of train, validation and test", output, set_eval_splits},
       {"cross-eval", "", "at the end evaluate every client's model on every client's test pairs", output,
-       [](Line& l, const Given& g) { l.run.cross_eval = choice(g, switch_names); }, Arity::none},
+       [](Line& l, const Given& g) { l.run.cross_eval = on_or_off(g); }, Arity::none},
       {"checkpoint-every", "N", "rounds from checkpoint to checkpoint, the last round's always among them (1000000: that one alone); 0: only "
        "when a signal stops the run", output,
        [](Line& l, const Given& g) { l.run.checkpoint_every = integer(g, 0); }},
@@ -351,11 +353,11 @@ std::vector<OptionSpec> make_table() {
        [](Line& l, const Given& g) { l.bench.most_seconds = real(g, not_negative); }},
       {"ceiling", "N", "side of the large product that a step's rate is held against", bench,
        [](Line& l, const Given& g) { l.bench.ceiling = integer(g, 16, 1 << 16); }, Arity::one, "8192 on a device, else 1024"},
-      {"json", "FILE", "write all figures there", bench, set_json},
+      {"json", "FILE", "write all figures there; -: print them instead of the table", bench, set_json},
       {"profile", "", "seconds by operation, from one more step in which each is waited for", bench,
-       [](Line& l, const Given& g) { l.bench.profile = choice(g, switch_names); }, Arity::none},
+       [](Line& l, const Given& g) { l.bench.profile = on_or_off(g); }, Arity::none},
       {"count", "", "bytes and arithmetic of a device's step by operation, counted and not computed", bench,
-       [](Line& l, const Given& g) { l.bench.count = choice(g, switch_names); }, Arity::none},
+       [](Line& l, const Given& g) { l.bench.count = on_or_off(g); }, Arity::none},
   };
 }
 // clang-format on

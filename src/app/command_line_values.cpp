@@ -99,6 +99,13 @@ std::size_t position(const Given& given, const std::vector<std::string>& names) 
   return static_cast<std::size_t>(found - names.begin());
 }
 
+bool on_or_off(const Given& given) {
+  const std::string& text = given.value();
+  if (text == "on" || text == "yes" || text == "true") return true;
+  if (text == "off" || text == "no" || text == "false") return false;
+  throw given.error("on or off", text);
+}
+
 std::vector<std::string> list(const Given& given) {
   std::vector<std::string> items(1);
   for (const char c : given.value()) {

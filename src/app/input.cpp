@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 
@@ -30,9 +31,23 @@ PairSet read_pairs(const Communicator& world, std::span<const std::filesystem::p
   return on_all_ranks(world, [&] { return read_pair_set(paths); });
 }
 
+namespace {
+
+/// Several clients share a file, and no file has pairs of two categories.
+bool skews_sizes_only(const PairSet& pairs, const Partition& partition) {
+  if (partition.clients.size() <= pairs.files.size()) return false;
+  return std::all_of(pairs.files.begin(), pairs.files.end(), [](const PairFile& file) {
+    return std::adjacent_find(file.label.begin(), file.label.end(), std::not_equal_to<>()) == file.label.end();
+  });
+}
+
+}  // namespace
+
 PartitionInput read_pairs_and_partition(const Communicator& world, const RunOptions& options) {
   PairSet pairs = read_pairs(world, options.data);
   Partition partition = on_all_ranks(world, [&] { return make_partition(pairs, options.partition); });
+  if (world.rank() == 0 && options.partition.kind == PartitionKind::dirichlet && skews_sizes_only(pairs, partition))
+    log_warning("--partition dirichlet: every file's pairs have one category, so that clients differ in size alone");
   return {std::move(pairs), std::move(partition)};
 }
 
@@ -60,6 +75,11 @@ RunInput read_input(const Communicator& world, const RunOptions& options) {
     if (world.rank() == 0 && std::filesystem::exists(options.model / modules_weights_name))
       log_warning(
           fmt::format("{}: its {} is not part of what a run trains on", options.model.string(), modules_weights_name));
+    const auto clients = static_cast<int>(partition.clients.size());
+    if (world.rank() == 0 && world.size() > clients)
+      log_warning(fmt::format(
+          "mpirun -n {}: more ranks than the {} client{}: {} of them stay{} without a client and idle", world.size(),
+          clients, clients == 1 ? "" : "s", world.size() - clients, world.size() - clients == 1 ? "s" : ""));
     return 0;
   });
   return {std::move(model), std::move(pairs), std::move(partition)};

@@ -50,7 +50,10 @@ int main(int argc, char** argv) {
   fedpdpo::set_log_rank(world.rank());
   // Input errors and requeue requests are raised on every rank alike; rank 0 speaks.
   try {
-    return dispatch(world, fedpdpo::parse_command_line({argv + 1, argv + argc}));
+    const fedpdpo::CommandLine line = fedpdpo::parse_command_line({argv + 1, argv + argc});
+    if (world.rank() == 0)
+      for (const std::string& warning : line.warnings) fedpdpo::log_warning(warning);
+    return dispatch(world, line);
   } catch (const fedpdpo::InputError& error) {
     if (world.rank() == 0) fedpdpo::log_error(error.what());
     return 2;

@@ -21,7 +21,8 @@ constexpr std::size_t largest_write = std::size_t{1} << 30;  // Linux writes at 
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+AtomicFile::AtomicFile(std::filesystem::path path, std::string option)
+    : path_(std::move(path)), option_(std::move(option)) {
   if (path_.filename().empty()) throw InputError(path_.string(), "", "the name of a file", "a folder");
   temporary_ = path_.parent_path() / (fmt::format(".{}.tmp-{}", path_.filename().string(), ::getpid()));
   // No O_EXCL: in containers process numbers recur, and a killed run may have left this very name.
@@ -58,7 +59,7 @@ void AtomicFile::commit() {
 
 void AtomicFile::fail(const char* action) const {
   const int error = errno;
-  throw InputError(path_.string(), "", "a file that can be written",
+  throw InputError(path_.string(), option_, "a file that can be written",
                    fmt::format("that it {} ({})", action, std::strerror(error)));
 }
 

@@ -4,13 +4,14 @@
 #include <cstddef>
 #include <filesystem>
 #include <span>
+#include <string>
 
 namespace fedpdpo {
 
 class AtomicFile {
  public:
-  /// Opens the temporary file .NAME.tmp-PID; InputError if the folder cannot be written.
-  explicit AtomicFile(std::filesystem::path path);
+  /// Opens the temporary file .NAME.tmp-PID; InputError, which names `option`, if the folder cannot be written.
+  explicit AtomicFile(std::filesystem::path path, std::string option = {});
   /// Without a commit() before it, removes the temporary file and leaves `path` as it was.
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
@@ -24,6 +25,7 @@ class AtomicFile {
   [[noreturn]] void fail(const char* action) const;
 
   std::filesystem::path path_;
+  std::string option_;
   std::filesystem::path temporary_;
   int descriptor_ = -1;
   bool present_ = false;  // the temporary file exists

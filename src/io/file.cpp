@@ -90,11 +90,7 @@ void require_writable(const std::filesystem::path& path, std::string_view option
   if (path.filename().empty() || std::filesystem::is_directory(path, ignored)) {
     throw InputError("", option, "the name of a file", "the folder " + path.string());
   }
-  try {
-    const AtomicFile file(path);  // never committed
-  } catch (const InputError& error) {
-    throw InputError("", option, "a file that can be written", error.what());
-  }
+  const AtomicFile file(path, std::string(option));  // never committed
 }
 
 void sync_folder(const std::filesystem::path& folder) {

@@ -99,7 +99,7 @@ TEST(CommandLineMethods, PrivateModulesGoWithEveryAggregatorThatSharesLora) {
 
 TEST(CommandLineMethods, EverythingThatAverageGroupsKnow) {
   for (const char* groups : {"all", "domain", "clusters:2", "agreement"}) {
-    const RunOptions run = parse_command_line(run_with("fedavg", {"--groups", groups})).run;
+    const RunOptions run = parse_command_line(run_with("fedavg", {"--data", "b.h5", "--groups", groups})).run;
     EXPECT_EQ(describe(run).at("groups"), groups);
   }
   EXPECT_INPUT_ERROR(parse_command_line(run_with("fedavg", {"--groups", "clusters"})), "--groups: expected");

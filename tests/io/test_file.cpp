@@ -184,7 +184,9 @@ TEST(RequireWritable, AcceptsAndLeavesNothing) {
 
 TEST(RequireWritable, NamesTheOption) {
   const TemporaryFolder folder;
-  EXPECT_INPUT_ERROR(require_writable(folder / "none" / "a", "--out"), "--out: expected a file that can be written");
+  EXPECT_INPUT_ERROR(
+      require_writable(folder / "none" / "a", "--out"),
+      "none/a: --out: expected a file that can be written, found that it cannot be created (No such file");
   EXPECT_INPUT_ERROR(require_writable(folder.path(), "--out"), "--out: expected the name of a file, found the folder");
   EXPECT_INPUT_ERROR(require_writable("", "--out"), "--out: expected the name of a file, found nothing");
 }

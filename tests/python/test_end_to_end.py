@@ -141,7 +141,6 @@ IDENTITIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"method": "fedpdpo", "head": "frozen", "bottleneck": 0, "reward_head": "off"}, {"method": "fedavg"}),
     "fedprox with mu 0 is fedavg": ({"method": "fedprox", "prox_mu": 0}, {"method": "fedavg"}),
     "one client: fedavg is local": ({"method": "fedavg", "clients": 1}, {"method": "local", "clients": 1}),
-    "a refit without private modules is none": ({"method": "fedavg", "refit": 3}, {"method": "fedavg"}),
 }
 
 

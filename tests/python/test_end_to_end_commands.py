@@ -348,6 +348,27 @@ def test_bench_counts_what_a_device_would_have_to_do(space: Workspace) -> None:
     assert cost["low_rank_up"][1] == 2 * 2 * 102 * 8 * sum(rows for rows, _ in LLAMA_LINEARS)
 
 
+def test_bench_prints_its_figures(space: Workspace) -> None:
+    outcome = space.call("bench", "--count", "--model", LLAMA, "--tokens", "8/6/5", "--clients", "1,3", "--json", "-")
+    assert outcome.code == 0, outcome.err
+    assert [result["clients"] for result in json.loads(outcome.out)["results"]] == [1, 3]
+    assert not (space.folder / "-").exists()
+
+
+def test_bench_of_more_tokens_than_a_model_reads(space: Workspace) -> None:
+    def refused(model: Path, tokens: str) -> str:
+        outcome = space.call("bench", "--count", "--model", model, "--tokens", tokens)
+        assert outcome.code == 2, outcome.err
+        return outcome.error_lines[0]
+
+    assert refused(LLAMA, "100/29/3") == ("fedpdpo: error: --tokens: expected at most the model's 128 positions, "
+                                          "found 100/29/3, 129 with the longer response")
+    assert "found 100/3/29, 129 with" in refused(LLAMA, "100/3/29")
+    assert "at most the 64 tokens of the model's sliding_window" in refused(MISTRAL, "60/5/1")
+    for model, tokens in ((LLAMA, "100/28/3"), (MISTRAL, "60/4/1")):
+        assert space.call("bench", "--count", "--model", model, "--tokens", tokens).code == 0
+
+
 def test_bench_leaves_out_what_would_take_too_long(space: Workspace) -> None:
     outcome = space.call("bench", "--model", LLAMA, "--tokens", "8/6/5", "--clients", "1,100000", "--repeats", 1,
                          "--warmup", 1, "--ceiling", 64, "--most-seconds", 0.001)

@@ -77,10 +77,9 @@ def test_the_route_is_chosen_and_said(devices: Workspace) -> None:
 
 @pytest.mark.parametrize(("options", "reason"), [
     ({"ranks": 2}, "host (ranks 0 and 1 share the device 0000:10:00.0)"),
-    ({"ranks": 2, "device": "cpu"}, "host (rank 0 computes on its cpu)"),
     ({"dp_clip": 1}, "host (--dp-clip is done on the host)"),
     ({"compress": "int8"}, "host (--compress int8 is done on the host)"),
-], ids=["one device", "cpu", "privacy", "compression"])
+], ids=["one device", "privacy", "compression"])
 def test_nccl_that_cannot_be_had_is_an_error(devices: Workspace, options: dict[str, Any], reason: str) -> None:
     devices.settings["FEDPDPO_EMULATED_DEVICES"] = "1"
     outcome = devices.attempt("never", aggregation="nccl", **SMALL | options)

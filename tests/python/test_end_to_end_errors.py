@@ -237,6 +237,14 @@ USAGE: dict[str, tuple[Options, list[str]]] = {
     "option without sense": ({"prox_mu": 1}, ["--prox-mu", "fedprox", "found .*fedavg"]),
     "no such layer": ({"lora_targets": "w_proj"}, ["--lora-targets", "expected .*q_proj", "found w_proj"]),
     "no such device": ({"device": "cuda"}, ["--device", "expected cpu", "found cuda"]),
+    "nothing to refit": ({"refit": 4}, ["--refit: needs a private module", "fedavg-ft, found none with --method fedavg"]),
+    "one domain": ({"groups": "domain"}, ["--groups: needs several files in --data", "found one file"]),
+    "three labels": ({"groups": "clusters:2", "cluster_labels": "0,1,1"},
+                     ["--cluster-labels: expected 4 numbers, one a client, found 3"]),
+    "nccl without a device": ({"aggregation": "nccl"}, ["--aggregation: needs a CUDA device", "found --device cpu"]),
+    "another program's option": ({"epochs": 3}, ["--epochs: unknown option", "did you mean --steps"]),
+    "text": ({"data": "own.jsonl"}, [r"--data: expected pair files, .*prepare\.py", r"found own\.jsonl"]),
+    "files and commas": ({"data": "a.h5,b.h5"}, ["--data: expected files separated by blanks", r"found a\.h5,b\.h5"]),
     "too many participants": ({"participation": 9}, ["--participation", "expected at most the 4 clients", "found 9"]),
 }
 
@@ -257,6 +265,31 @@ def test_a_mistake_in_a_config_file_is_named_by_line(space: Workspace) -> None:
     config = space.folder / "run.cfg"
     config.write_text("[federation]\nrounds = 3\nalhpa = 1\n")
     refuse(space, r"run\.cfg:3", "alhpa", "alpha", config=config)
+
+
+# Options without effect
+
+
+def test_what_has_no_effect_is_said_once(space: Workspace) -> None:
+    """By rank 0, in a line; the run goes on, as grids give one value to many methods."""
+    one_kind = write_pairs(space.folder / "one_kind.h5", random_pairs(categories=1))
+    short = ["--clients", 2, "--min-train", 2]
+    for options, said in (
+        (["--alpha", 1, "--method", "fedavg", "--lr-private", 0.1], "--lr-private: has no effect with --method fedavg"),
+        (["--alpha", 1, "--flip-clients", 0.1], "--flip-clients: has no effect: a share of 0.1 of 2 clients is none"),
+        (["--alpha", 1, "--dp-clip", 1], "--dp-clip: without --dp-noise updates are clipped, but no epsilon holds"),
+        (["--alpha", 1, "--clients", 1], "mpirun -n 2: more ranks than the 1 client: 1 of them stays without a client"),
+        (["--alpha", 1, "--data", one_kind], "--partition dirichlet: every file's pairs have one category"),
+        (["--alpha", 1], None),
+        (["--partition", "quantity", "--data", one_kind], None),
+    ):
+        more = [*(["--data", space.pairs] if "--data" not in options else []),
+                *(short if "--clients" not in options else short[2:])]
+        outcome = space.call("plan", "--model", LLAMA, *more, *options, ranks=2)
+        assert outcome.code == 0, outcome.err
+        warnings = [line for line in outcome.err.splitlines() if "warning" in line]
+        assert len(warnings) == (said is not None), warnings
+        assert said is None or warnings[0].startswith(f"fedpdpo: warning: {said}"), warnings
 
 
 # Outputs
@@ -281,6 +314,9 @@ def test_outputs_that_cannot_be_written(space: Workspace) -> None:
     (space.folder / "file").write_text("x")
     for out in ("/proc/run.h5", space.folder / "file" / "run.h5", space.folder):
         refuse(space, "--out: expected", "found", out=out)
+    line = refuse(space, r"nodir/x\.h5: --out: expected .* written, found that .* \(No such file or directory\)$",
+                  out="nodir/x.h5")
+    assert line.count("expected") == 1
     refuse(space, "--out", "expected", "one of --data", out=space.pairs, overwrite=True)
 
 

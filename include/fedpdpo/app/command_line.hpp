@@ -48,8 +48,9 @@ struct CommandLine {
   SavedModelOptions saved;
   BenchOptions bench;
   std::vector<std::string> inspect_paths;
-  std::string text;  ///< the command line as it was given, quoted for a shell
-  std::string help;  ///< what `help` prints: of the subcommand asked about, or in general
+  std::string text;                   ///< the command line as it was given, quoted for a shell
+  std::vector<std::string> warnings;  ///< of options that are accepted and have no effect, a line each
+  std::string help;                   ///< what `help` prints: of the subcommand asked about, or in general
 };
 
 /// Parses argv[1..]. Order of precedence: command line, --config FILE (INI; section names are for the reader and do

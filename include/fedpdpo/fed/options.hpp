@@ -62,7 +62,7 @@ struct RunOptions {
   double personal_prox = 0.1;   ///< --personal-lora ditto
   double personal_mix = 0.5;    ///< --personal-lora apfl
   int personal_samples = 32;    ///< --personal-lora feddpa
-  int refit = 0;                ///< private-only steps after averaging, before the `after` evaluation
+  int refit = 0;  ///< steps after averaging, before the `after` evaluation, on what is private (fedavg-ft: LoRA, too)
   // local training
   AdapterOptions adapter;
   LossOptions loss;
