@@ -117,8 +117,8 @@ std::string help_text(Command command) {
   std::string out = fmt::format("fedpdpo {}: {}\n\n", name.name, name.summary);
   if (command == Command::inspect) {
     return out +
-           "usage: fedpdpo inspect PATH...\n\nA PATH is a run file, an evaluation file, a pair file, a model folder "
-           "or a checkpoint folder.\n";
+           "usage: fedpdpo inspect PATH...\n\nA PATH is a run file, an evaluation file, a pair file, a model folder, "
+           "an exported model or a folder of checkpoints, or one of them.\n";
   }
   out += fmt::format(
       "usage: fedpdpo {} {}\n", name.name,

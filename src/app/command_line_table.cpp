@@ -141,7 +141,8 @@ std::vector<OptionSpec> make_table() {
       {"adapter", "DIR", "a PEFT folder with LoRA on --model: one that export wrote, or another's", saved,
        [](Line& l, const Given& g) { l.saved.adapter = g.value(); }},
       {"reference", "DIR", "model folder whose log-probabilities margins are held against", saved,
-       [](Line& l, const Given& g) { l.saved.reference = g.value(); }, Arity::one, "--model"},
+       [](Line& l, const Given& g) { l.saved.reference = g.value(); }, Arity::one,
+       "--model, or what it was merged from"},
       {"split", "NAME", "pairs of train, validation or test", saved, set_split, Arity::one, "test"},
 
       {"method", "NAME", "federated method, see below", federation,
@@ -420,7 +421,7 @@ const std::vector<CommandName>& command_names() {
       {Command::export_models, "export",
        "write clients' models of a checkpoint for HuggingFace's PEFT and transformers"},
       {Command::evaluate, "eval", "score a model, a checkpoint's models or a PEFT adapter on preference pairs"},
-      {Command::inspect, "inspect", "describe run files, evaluations, pair files, model folders and checkpoints"},
+      {Command::inspect, "inspect", "describe run files, evaluations, pair files, models, exported ones too, and checkpoints"},
       {Command::bench, "bench", "measure a training step"},
       {Command::help, "help", "this text, or `help SUBCOMMAND`"},
       {Command::version, "version", "version and build"},
