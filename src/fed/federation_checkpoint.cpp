@@ -53,8 +53,8 @@ std::vector<int> parse_list(const std::string& text) {
 void Federation::save_or_throw(bool stop, Moment moment) {
   if (!stop) return;
   save(moment);
-  throw RequeueRequest(
-      fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_, checkpoint_directory(in_.options).string()));
+  throw RequeueRequest(fmt::format("stopped by a signal in round {}; the checkpoint is in {}", round_,
+                                   checkpoint_directory(in_.options).string()));
 }
 
 void Federation::save(Moment moment) {

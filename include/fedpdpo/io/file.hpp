@@ -35,7 +35,8 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
 /// Throws InputError (naming `option`) unless a file could be created at `path`; leaves nothing behind.
 void require_writable(const std::filesystem::path& path, std::string_view option);
 
-/// One process at a time that writes `path`: PATH.lock, which goes with it. Where a file system knows no locks, a warning.
+/// One process at a time that writes `path`: PATH.lock, which goes with it. Where a file system knows no locks, a
+/// warning.
 class FileLock {
  public:
   /// InputError, naming `option`, where another process has it.
