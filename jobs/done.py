@@ -19,7 +19,7 @@ from gridfile import GridError, Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# As is_execution_option in src/fed/federation_checkpoint.cpp, but for model and data.
+# As is_execution_option in src/fed/options.cpp, but for model and data.
 FREE = frozenset((
     "out", "overwrite", "resume", "checkpoint-every", "checkpoint-dir", "threads", "reference-cache", "config",
     "reduce-route", "ranks-per-node", "aggregation", "resident",
