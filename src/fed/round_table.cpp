@@ -68,12 +68,13 @@ RoundTable::RoundTable(std::span<const Split> splits) {
   for (Split split : splits)
     for (Point point : {Point::before, Point::after})
       for (const EvaluationMetric& metric : evaluation_metrics)
-        columns_.push_back(
-            {path_of(split, point, metric.name), metric.units,
-             fmt::format(
-                 "{} on the client's {} pairs, {}", metric.description, split_names[static_cast<std::size_t>(split)],
-                 point == Point::before ? "its model as local training left it" : "its model after the exchange"),
-             Total::mean});
+        columns_.push_back({path_of(split, point, metric.name), metric.units,
+                            fmt::format("{} on the client's {} pairs, {}", metric.description,
+                                        split_names[static_cast<std::size_t>(split)],
+                                        point == Point::before
+                                            ? "its model before the exchange, as local training left it if it took part"
+                                            : "its model after the exchange"),
+                            Total::mean});
   columns_.insert(
       columns_.end(),
       {{"train/loss", "nat", "mean loss over the pairs of the local steps", Total::mean},
