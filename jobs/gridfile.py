@@ -113,11 +113,6 @@ def read_grid(path: Path) -> list[Task]:
     return tasks
 
 
-def config_value(path: Path, key: str) -> str | None:
-    """The value of `key` in a config file of fedpdpo."""
-    return config_values(path).get(key)
-
-
 def config_values(path: Path) -> dict[str, str]:
     """All values in a config file of fedpdpo; those of a key that stands several times are put together."""
     try:

@@ -27,7 +27,7 @@ import sys
 import time
 from pathlib import Path
 
-from done import discard_other_checkpoints, survey
+from done import Survey, discard_other_checkpoints, survey
 from gridfile import GridError, Task, check_inputs, read_grid
 from launch import EXIT_REQUEUE, Launcher, Run
 
@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.submit:
             return submit(tasks, args)
         if args.local:
-            check_inputs(args.grid, survey(tasks, args.overwrite).waiting)
-            return Local(tasks, launcher, args.jobs, args.restarts, args.overwrite).run()
+            found = survey(tasks, args.overwrite)
+            check_inputs(args.grid, found.waiting)
+            return Local(tasks, launcher, args.jobs, args.restarts, args.overwrite).run(found)
         if not 0 <= args.task < len(tasks):
             raise GridError(f"{args.grid}: --task: expected 0 to {len(tasks) - 1}, found {args.task}")
         return run_task(tasks[args.task], launcher, args.restarts, args.overwrite)
@@ -126,8 +127,8 @@ class Local:
         self.signals: list[int] = []
         self.stopped_for = 0
 
-    def run(self) -> int:
-        found = survey(self.tasks, self.overwrite)
+    def run(self, found: Survey | None = None) -> int:
+        found = found or survey(self.tasks, self.overwrite)
         waiting, done_before = found.waiting, len(found.done)
         say(f"{len(self.tasks)} tasks, {done_before} done before, {self.jobs} at a time")
         for task, reason in found.stale:

@@ -11,6 +11,7 @@
 #include "fedpdpo/io/hdf5.hpp"
 #include "fedpdpo/model/peft_adapter.hpp"
 #include "fedpdpo/model/private_modules.hpp"
+#include "fedpdpo/record/checkpoint.hpp"
 #include "inspect_saved.hpp"
 
 namespace fedpdpo {
@@ -107,7 +108,7 @@ void inspect_folder(const Communicator& alone, const std::filesystem::path& path
     return inspect_origin(path);
   }
   if (std::filesystem::exists(path / adapter_config_name)) return inspect_adapter(path);
-  if (holds_checkpoints(path)) return inspect_checkpoints(alone, path);
+  if (!checkpoint_names(path).empty()) return inspect_checkpoints(alone, path);
   const std::vector<std::filesystem::path> exported = exported_folders(path);
   if (exported.empty())
     throw InputError(path.string(), "",

@@ -54,22 +54,6 @@ struct FoundCheckpoint {
   std::string complaint;  ///< why it is not
 };
 
-bool is_checkpoint_name(const std::string& name) {
-  return name.starts_with("round-") && name.find_first_not_of("0123456789-", 6) == std::string::npos;
-}
-
-/// Ascending. Rounds above 99999 have longer names.
-std::vector<std::filesystem::path> checkpoint_folders(const std::filesystem::path& path) {
-  std::vector<std::filesystem::path> folders;
-  for (const auto& entry : std::filesystem::directory_iterator(path))
-    if (entry.is_directory() && is_checkpoint_name(entry.path().filename().string())) folders.push_back(entry.path());
-  std::ranges::sort(folders, {}, [](const std::filesystem::path& folder) {
-    const std::string name = folder.filename().string();
-    return std::pair(name.size(), name);
-  });
-  return folders;
-}
-
 /// Modules of an adapter's LoRA: names without their layers, with ranks, and how many modules have that name.
 struct LoraModules {
   std::set<std::string> names;
@@ -110,17 +94,15 @@ void inspect_checkpoint(const std::filesystem::path& path) {
                json_required<std::string>(entry, "name", file));
 }
 
-bool holds_checkpoints(const std::filesystem::path& path) { return !checkpoint_folders(path).empty(); }
-
 void inspect_checkpoints(const Communicator& alone, const std::filesystem::path& path) {
   std::vector<FoundCheckpoint> all;
   std::optional<std::filesystem::path> newest;
-  for (const std::filesystem::path& folder : checkpoint_folders(path)) {
+  for (const std::string& name : checkpoint_names(path)) {
     FoundCheckpoint& found = all.emplace_back();
-    found.folder = folder;
+    found.folder = path / name;
     try {
-      found.whole = CheckpointReader::at(alone, folder);
-      newest = folder;
+      found.whole = CheckpointReader::at(alone, found.folder);
+      newest = found.folder;
     } catch (const InputError& error) {
       found.complaint = error.what();
     }

@@ -10,8 +10,6 @@ namespace fedpdpo {
 
 /// One checkpoint: a folder with manifest.json. Only the manifest is read.
 void inspect_checkpoint(const std::filesystem::path& path);
-/// True where a subfolder has a checkpoint's name.
-bool holds_checkpoints(const std::filesystem::path& path);
 /// A folder of checkpoints: each by name, whole or not (all files are hashed), and the newest whole one. `alone` is a
 /// communicator of one rank. InputError where none is whole.
 void inspect_checkpoints(const Communicator& alone, const std::filesystem::path& path);

@@ -31,13 +31,8 @@ void require_free_output(const RunOptions& options) {
 
 bool is_complete(const RunOptions& options, const std::string& model_hash, const std::string& data_hash) {
   if (options.resume != Resume::automatic || options.overwrite || !std::filesystem::exists(options.out)) return false;
-  // Asked for twice, since the first reading may not survive.
-  const auto ask = [&](const auto& with) {
+  const auto compare = [&] {
     const Hdf5Reader file(options.out);
-    with(file);
-  };
-  require_sound_hdf5(options.out, [&] { ask([](const Hdf5Reader& file) { file.exists("/config"); }); });
-  ask([&](const Hdf5Reader& file) {
     const auto require = [&](const std::string& field, const std::optional<std::string>& theirs,
                              const std::string& wanted) {
       if (theirs != wanted)
@@ -50,7 +45,9 @@ bool is_complete(const RunOptions& options, const std::string& model_hash, const
       if (!is_execution_option(name)) require("--" + name, file.attribute<std::string>("/config", name), value);
     require("--model", file.attribute<std::string>("/environment", "model_sha256"), model_hash);
     require("--data", file.attribute<std::string>("/environment", "data_sha256"), data_hash);
-  });
+  };
+  require_sound_hdf5(options.out, compare);
+  compare();
   return true;
 }
 

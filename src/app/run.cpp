@@ -19,10 +19,13 @@ int run_command(const Communicator& world, const CommandLine& line) {
     return 0;
   });
   RunInput input = read_input(world, options);
+  const MethodInfo& info = *find_method(options.method);
+  const std::unique_ptr<FederatedMethod> method = info.make(options);
+  // Before hours of reference log-probabilities: do the modules fit the model?
+  ParameterLayout(input.model.config(), options.adapter, method->shared_groups());
   const std::string model_hash = world.broadcast(
       on_all_ranks(world, [&] { return world.rank() == 0 ? input.model.content_hash() : std::string(); }), 0);
-  std::string data_hash;
-  for (const PairFile& file : input.pairs.files) data_hash += (data_hash.empty() ? "" : " ") + file.content_hash;
+  const std::string data_hash = content_hashes(input.pairs);
   std::int64_t complete = on_all_ranks(world, [&]() -> std::int64_t {
     return world.rank() == 0 && is_complete(options, model_hash, data_hash) ? 1 : 0;
   });
@@ -31,10 +34,6 @@ int run_command(const Communicator& world, const CommandLine& line) {
     log_info(options.out.string() + " is complete: nothing to do");
     return 0;
   }
-  const MethodInfo& info = *find_method(options.method);
-  const std::unique_ptr<FederatedMethod> method = info.make(options);
-  // Before hours of reference log-probabilities: do the modules fit the model?
-  ParameterLayout(input.model.config(), options.adapter, method->shared_groups());
   const std::unique_ptr<Backend> backend = make_backend(world, options);
   const Backbone backbone = load_backbone(world, *backend, input.model, weight_type(options));
   const Placement placement = place_clients(client_costs(input, options, *method), world.size());

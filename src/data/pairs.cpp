@@ -194,6 +194,12 @@ void write_pair_file(const std::filesystem::path& path, const PairFile& pairs) {
   writer.save(path);
 }
 
+std::string content_hashes(const PairSet& pairs) {
+  std::string hashes;
+  for (const PairFile& file : pairs.files) hashes += (hashes.empty() ? "" : " ") + file.content_hash;
+  return hashes;
+}
+
 PairSet join_pair_files(std::vector<PairFile> files) {
   if (files.empty()) throw InputError("", "--data", "at least one pair file", "none");
   const PairFile& first = files.front();

@@ -18,9 +18,7 @@ namespace {
 /// What a run and the checkpoint that it takes up must agree in: options, and the content of the input wherever it
 /// lies.
 std::map<std::string, std::string> identity(const FederationInput& in) {
-  std::string data;
-  for (const PairFile& file : in.pairs.files) data += (data.empty() ? "" : " ") + file.content_hash;
-  std::map<std::string, std::string> facts{{"sha256.model", in.model_hash}, {"sha256.data", data}};
+  std::map<std::string, std::string> facts{{"sha256.model", in.model_hash}, {"sha256.data", content_hashes(in.pairs)}};
   for (const auto& [name, value] : describe(in.options))
     if (!is_execution_option(name)) facts["option." + name] = value;
   return facts;

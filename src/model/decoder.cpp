@@ -16,18 +16,13 @@ DType activations_for(const Backend& backend, const Weights& weights) {
   return half && backend.supports_bf16_activations() ? DType::bf16 : DType::f32;
 }
 
-bool covers(std::span<const LoraSite> sites, std::int64_t columns) {
+/// True where ranges in order, of columns or rows, leave none of `count` out.
+template <class Range>
+bool cover(std::span<const Range> ranges, std::int64_t count) {
   std::int64_t covered = 0;
-  for (const LoraSite& site : sites)
-    if (site.begin == covered) covered = site.end;
-  return covered == columns;
-}
-
-bool cover(std::span<const MemberRows> members, std::int64_t rows) {
-  std::int64_t covered = 0;
-  for (const MemberRows& member : members)
-    if (member.begin == covered) covered = member.end;
-  return covered == rows;
+  for (const Range& range : ranges)
+    if (range.begin == covered) covered = range.end;
+  return covered == count;
 }
 
 View indices(const Tensor& tensor, std::int64_t n) { return {tensor.view().data, 1, n, n, DType::i32}; }
@@ -218,7 +213,7 @@ void Decoder::lora_forward(const BatchView& batch, const CohortParameters& p, co
 void Decoder::linear(const BatchView& batch, const CohortParameters& p, const LoraDropout& dropout, int layer,
                      Block block, LayerBuffers& buffers, ConstView x, View y) {
   const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
-  const bool term_first = covers(layout_.sites(layer, block), y.cols);
+  const bool term_first = cover(layout_.sites(layer, block), y.cols);
   if (term_first) lora_forward(batch, p, dropout, layer, block, buffers, x, y, Write::overwrite);
   backend_.linear(x, w.weight[at(block)], w.bias[at(block)], y, term_first ? Write::accumulate : Write::overwrite);
   if (!term_first) lora_forward(batch, p, dropout, layer, block, buffers, x, y, Write::accumulate);

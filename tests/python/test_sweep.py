@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ROOT / "jobs" / "sweep.py"
 sys.path.insert(0, str(ROOT / "jobs"))
 from done import compare  # noqa: E402
-from gridfile import GridError, Task, config_value, read_grid  # noqa: E402
+from gridfile import GridError, Task, config_values, read_grid  # noqa: E402
 
 from analysis_support import write_run  # noqa: E402
 
@@ -120,8 +120,8 @@ lr-shared = 0.003
 
 
 def test_config_value(place: Path) -> None:
-    assert config_value(place / "base.cfg", "rounds") == "3"
-    assert config_value(place / "base.cfg", "steps") is None
+    assert config_values(place / "base.cfg").get("rounds") == "3"
+    assert config_values(place / "base.cfg").get("steps") is None
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -73,6 +73,8 @@ struct PairSet {
 /// The union of files in their order. InputError if there is none, or two of them have the same domain name, different
 /// tokenizers or vocabularies.
 PairSet join_pair_files(std::vector<PairFile> files);
+/// The files' content hashes in their order, separated by blanks: names the pairs wherever they lie.
+std::string content_hashes(const PairSet& pairs);
 /// Reads the files in order and joins them.
 PairSet read_pair_set(std::span<const std::filesystem::path> paths);
 /// InputError unless the files were made with this tokenizer and all token ids in them fit the model's vocabulary (the

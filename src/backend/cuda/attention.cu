@@ -197,10 +197,9 @@ void attention_backward(cudaStream_t stream, const DevicePlan& plan, const Atten
                         ConstView out, ConstView lse, ConstView d_out, View delta, View d_qkv,
                         const RotaryRows& rotary) {
   const bool by_tiles = qkv.dtype == DType::bf16 && has_tensor_kernels(shape);
-  if (by_tiles && (rotary.cos.cols == 0 || can_rotate(shape, rotary)))
-    return attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv, rotary);
+  const bool rotates = by_tiles && can_rotate(shape, rotary);
   if (by_tiles) {
-    attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv, {});
+    attention_tensor_backward(stream, plan, shape, qkv, out, lse, d_out, delta, d_qkv, rotates ? rotary : RotaryRows{});
   } else {
     with_parts_and_type(shape.head_dim, qkv.dtype, [&](auto parts, auto element) {
       using T = decltype(element);
@@ -210,7 +209,7 @@ void attention_backward(cudaStream_t stream, const DevicePlan& plan, const Atten
              key_gradient_kernel<parts(), T>, plan, Heads(shape), qkv, lse, d_out, delta, d_qkv);
     });
   }
-  if (rotary.cos.cols > 0)
+  if (rotary.cos.cols > 0 && !rotates)
     rotate(stream, rotary.positions, rotary.cos, rotary.sin, shape.head_dim, Rotation::inverse,
            d_qkv.columns(0, query_key_width(shape)));
 }
